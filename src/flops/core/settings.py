@@ -1,0 +1,116 @@
+"""Settings: where FLOps keeps its things, read once from the environment; knows no I/O."""
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+# sun_path of a Unix socket holds 108 bytes; the longest name below run_dir stays under 60.
+_LONGEST_RUN_DIR = 47
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The lay-out of one FLOPS_HOME, and what the operator configured.
+
+    One FLOPS_HOME belongs to one manager (kept by a lock file); everything FLOps stores is below it.
+    """
+
+    home: Path
+    tracking_uri: str | None = None
+    """An MLflow tracking URI; None: SQLite and a folder below ``home``."""
+    port: int = 0
+    """Port of the manager's REST API on loopback; 0: the last one used, else any free one."""
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        home = environment.get("FLOPS_HOME")
+        return cls(
+            home=Path(home).expanduser().absolute() if home else Path.home() / ".flops",
+            tracking_uri=environment.get("FLOPS_TRACKING_URI") or None,
+            port=int(environment.get("FLOPS_PORT") or 0),
+        )
+
+    # files of the manager
+    @property
+    def database(self) -> Path:
+        return self.home / "manager.db"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.home / "manager.lock"
+
+    @property
+    def address_file(self) -> Path:
+        """JSON ``{"url", "pid"}`` of the running manager."""
+        return self.home / "manager.json"
+
+    @property
+    def token_file(self) -> Path:
+        """The local API token, mode 600."""
+        return self.home / "token"
+
+    # folders
+    @property
+    def projects_dir(self) -> Path:
+        return self.home / "projects"
+
+    @property
+    def environments_dir(self) -> Path:
+        return self.home / "environments"
+
+    @property
+    def locks_dir(self) -> Path:
+        return self.home / "locks"
+
+    @property
+    def datasets_dir(self) -> Path:
+        """Known data sets (MNIST, digits), fetched once."""
+        return self.home / "datasets"
+
+    @property
+    def data_dir(self) -> Path:
+        """Fragments held by this node's data server."""
+        return self.home / "data"
+
+    @property
+    def spool_dir(self) -> Path:
+        """Tracking records on their way to MLflow."""
+        return self.home / "spool"
+
+    @property
+    def services_dir(self) -> Path:
+        """State of the `process` orchestrator."""
+        return self.home / "services"
+
+    @property
+    def logs_dir(self) -> Path:
+        return self.home / "logs"
+
+    @property
+    def mlflow_uri(self) -> str:
+        return self.tracking_uri or f"sqlite:///{self.home / 'mlflow.db'}"
+
+    @property
+    def mlflow_artifacts_dir(self) -> Path:
+        return self.home / "mlartifacts"
+
+    @property
+    def run_dir(self) -> Path:
+        """Sockets (mode 700). Outside ``home`` where its path is too long for a Unix socket."""
+        inside = self.home / "run"
+        if len(str(inside)) <= _LONGEST_RUN_DIR:
+            return inside
+        digest = hashlib.sha256(str(self.home).encode()).hexdigest()[:10]
+        return Path(tempfile.gettempdir()) / f"flops-{os.getuid()}-{digest}"
+
+    @property
+    def manager_socket(self) -> Path:
+        """Where services of this machine report to the manager."""
+        return self.run_dir / "manager.sock"
+
+    @property
+    def data_socket(self) -> Path:
+        return self.run_dir / "data.sock"
