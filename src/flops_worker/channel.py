@@ -73,7 +73,9 @@ def _exactly(sock: socket.socket, count: int, files: List[int]) -> bytes:
     data = b""
     size = array.array("i").itemsize
     while len(data) < count:
-        part, ancillary, flags, _ = sock.recvmsg(count - len(data), socket.CMSG_LEN(MAX_FILES * size))
+        part, ancillary, flags, _ = sock.recvmsg(
+            count - len(data), socket.CMSG_LEN(MAX_FILES * size)
+        )
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers = array.array("i")

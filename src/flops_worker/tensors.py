@@ -175,7 +175,7 @@ def write(fd: int, layout: Layout, arrays: Sequence[np.ndarray[Any, Any]]) -> No
     for tensor, array in zip(layout.tensors, arrays):
         if tensor.nbytes:
             flat = np.ascontiguousarray(array, dtype=tensor.numpy_dtype).reshape(-1)
-            _write_at(fd, memoryview(flat.view(np.uint8)), len(header) + tensor.offset)
+            _write_at(fd, flat.view(np.uint8).data, len(header) + tensor.offset)
 
 
 def read_layout(fd: int) -> Tuple[Layout, int]:
