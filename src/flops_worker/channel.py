@@ -28,9 +28,7 @@ def send(sock: socket.socket, header: Dict[str, Any], files: Sequence[int] = ())
     if len(body) > MAX_MESSAGE_BYTES:
         raise ValueError(f"a message of {len(body)} bytes is over the limit of {MAX_MESSAGE_BYTES}")
     message = memoryview(len(body).to_bytes(4, "big") + body)
-    ancillary = (
-        [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files).tobytes())] if files else []
-    )
+    ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", files).tobytes())] if files else []
     try:
         sent = sock.sendmsg([message], ancillary)
         sock.sendall(message[sent:])
@@ -73,9 +71,7 @@ def _exactly(sock: socket.socket, count: int, files: List[int]) -> bytes:
     data = b""
     size = array.array("i").itemsize
     while len(data) < count:
-        part, ancillary, flags, _ = sock.recvmsg(
-            count - len(data), socket.CMSG_LEN(MAX_FILES * size)
-        )
+        part, ancillary, flags, _ = sock.recvmsg(count - len(data), socket.CMSG_LEN(MAX_FILES * size))
         for level, kind, content in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 numbers = array.array("i")

@@ -28,9 +28,7 @@ def project_id(text: str) -> ProjectId:
         InvalidInputError: the text is no project id (it may be used in paths).
     """
     if not _PROJECT_ID.fullmatch(text):
-        raise InvalidInputError(
-            f"'{text[:40]}' is not a project id - ids look like p-7k2mqd, see 'flops ls'"
-        )
+        raise InvalidInputError(f"'{text[:40]}' is not a project id - ids look like p-7k2mqd, see 'flops ls'")
     return ProjectId(text)
 
 
@@ -42,7 +40,5 @@ def service_name(project: ProjectId, role: str, number: int | None = None) -> Se
     """
     name = f"{project}-{role}" if number is None else f"{project}-{role}-{number}"
     if not _SERVICE_NAME.fullmatch(name):
-        raise InvalidInputError(
-            f"'{name}' cannot name a service - use at most 60 of a-z, 0-9 and '-'"
-        )
+        raise InvalidInputError(f"'{name}' cannot name a service - use at most 60 of a-z, 0-9 and '-'")
     return ServiceName(name)
