@@ -1,0 +1,1 @@
+"""Benchmarks: each prints JSON with its own physical limit, measured in the same run."""

@@ -1,0 +1,125 @@
+"""Checkpoints: a round counts when it stands in ``state.json``, and not before.
+
+The folder holds the current global model, the best one, the server optimiser's state, and ``state.json``,
+which names them and is replaced atomically. A killed aggregator starts again from the last committed round.
+The files survive the death of every process; a power cut may cost the rounds that the kernel had not
+written out yet.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flops.core.errors import FailedError
+from flops.federation.model_file import ModelFile, write_arrays
+from flops_worker.tensors import Layout, views
+
+BEST = "model.safetensors"
+
+
+@dataclass
+class Committed:
+    """The last committed round, and what has to be known to go on after it."""
+
+    round: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+    best_round: int = 0
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    slowest_s: float | None = None
+    """The longest that an accepted learner took for a round, so far; deadlines derive from it."""
+
+
+class Checkpoint:
+    """The state folder of one aggregator."""
+
+    def __init__(self, folder: Path, initial_model: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.folder = folder
+        self._initial = initial_model
+        for part in folder.glob("*.part"):
+            part.unlink()
+        self.committed = self._read()
+
+    def model(self) -> ModelFile:
+        """The global model after the last committed round.
+
+        Raises:
+            FailedError: the file is missing or damaged.
+        """
+        try:
+            return ModelFile.open(self._model_path(self.committed.round))
+        except OSError as error:
+            raise FailedError(
+                f"the model of round {self.committed.round} cannot be opened: {error} - "
+                "start the project again"
+            ) from error
+
+    def model_path(self, round_number: int) -> Path:
+        """Where the global model of a round is written before its commit."""
+        return self._model_path(round_number)
+
+    def best_model(self) -> Path:
+        return self.folder / BEST
+
+    def commit(
+        self, state: Committed, strategy_state: Mapping[str, np.ndarray[Any, Any]], is_best: bool
+    ) -> None:
+        """Make a round count; its model file is in place already."""
+        if strategy_state:
+            layout = _keyed(Layout.of(list(strategy_state.values())), list(strategy_state))
+            write_arrays(
+                layout, list(strategy_state.values()), self._strategy_path(state.round), durable=False
+            ).close()
+        if is_best:
+            link = self.folder / "best.part"
+            link.unlink(missing_ok=True)
+            os.link(self._model_path(state.round), link)
+            link.rename(self.best_model())
+        temporary = self.folder / "state.json.part"
+        temporary.write_text(json.dumps(asdict(state)))
+        temporary.rename(self.folder / "state.json")
+        self.committed = state
+        for path in self.folder.glob("*-*.safetensors"):
+            if path.stem.rpartition("-")[2] != str(state.round):
+                path.unlink()
+
+    def strategy_state(self) -> dict[str, np.ndarray[Any, Any]]:
+        path = self._strategy_path(self.committed.round)
+        if not path.exists():
+            return {}
+        file = ModelFile.open(path)
+        try:
+            arrays = views(file.layout, file.body)
+            return {
+                tensor.key: array.copy() for tensor, array in zip(file.layout.tensors, arrays, strict=True)
+            }
+        finally:
+            file.close()
+
+    def _model_path(self, round_number: int) -> Path:
+        return self._initial if round_number == 0 else self.folder / f"global-{round_number}.safetensors"
+
+    def _strategy_path(self, round_number: int) -> Path:
+        return self.folder / f"strategy-{round_number}.safetensors"
+
+    def _read(self) -> Committed:
+        path = self.folder / "state.json"
+        if not path.exists():
+            return Committed()
+        try:
+            return Committed(**json.loads(path.read_text()))
+        except (ValueError, TypeError) as error:
+            raise FailedError(
+                f"the checkpoint '{path}' is damaged: {error} - start the project again"
+            ) from error
+
+
+def _keyed(layout: Layout, keys: list[str]) -> Layout:
+    from dataclasses import replace
+
+    return Layout(tuple(replace(tensor, key=key) for tensor, key in zip(layout.tensors, keys, strict=True)))

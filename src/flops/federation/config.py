@@ -1,0 +1,158 @@
+"""What the manager hands to an aggregator and to an agent: one JSON file each, mode 600.
+
+Secrets travel in these files only, never in arguments or environments, where other processes could read them.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from flops.core.errors import InvalidInputError
+
+
+class _JsonFile:
+    """Reading and writing of a flat dataclass as a private JSON file."""
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Raises InvalidInputError when the file is missing or does not fit."""
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InvalidInputError(
+                f"the configuration '{path}' cannot be used: {error} - it is written by the manager"
+            ) from error
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(**data)
+
+    def write(self, path: Path) -> None:
+        """Write the file atomically, readable by its owner only."""
+        temporary = path.with_name(path.name + ".new")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(fd, "w") as file:
+            json.dump(asdict(self), file)  # type: ignore[call-overload]
+        temporary.rename(path)
+
+
+@dataclass(frozen=True)
+class Tls:
+    """PEM files of one end. A server needs ``cert`` and ``key``; a client needs ``ca``."""
+
+    cert: str | None = None
+    key: str | None = None
+    ca: str | None = None
+
+
+@dataclass(frozen=True)
+class Member:
+    """A learner that may take part, and how it proves that it is this learner."""
+
+    token: str
+    max_examples: int | None = None
+    """The most training examples it can claim for an update: the rows of its fragments. None: not known."""
+
+
+@dataclass(frozen=True)
+class ReportTo:
+    """Where an aggregator reports: the manager's Unix socket and the token of the project."""
+
+    socket: str
+    token: str
+    url_path: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train: the part of the specification that the aggregator carries out."""
+
+    rounds: int = 3
+    strategy: str = "FedAvg"
+    strategy_parameters: Mapping[str, bool | int | float | str] = field(default_factory=dict)
+    fraction_fit: float = 1.0
+    fraction_evaluate: float = 1.0
+    min_available_learners: int = 1
+    min_fit_learners: int = 1
+    min_evaluate_learners: int = 1
+    quorum: int | None = None
+    start_deadline_s: float = 120.0
+    round_deadline_s: float | None = None
+    seed: int = 0
+    selection_metric: str = "loss"
+    selection_best: str = "min"
+    learner_metrics: bool = False
+
+
+@dataclass(frozen=True)
+class AggregatorConfig(_JsonFile):
+    """Everything one aggregator process needs to know."""
+
+    project: str
+    listen: str
+    """``grpc+unix:///path`` or ``grpc+tls://host:port``."""
+    members: Mapping[str, Member]
+    initial_model: str
+    """Path of the initial parameters (safetensors)."""
+    state_dir: str
+    plan: Plan = field(default_factory=Plan)
+    tls: Tls | None = None
+    report: ReportTo | None = None
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        return cls(
+            **{
+                **data,
+                "members": {name: Member(**member) for name, member in data["members"].items()},
+                "plan": Plan(**data.get("plan", {})),
+                "tls": Tls(**data["tls"]) if data.get("tls") else None,
+                "report": ReportTo(**data["report"]) if data.get("report") else None,
+            }
+        )
+
+
+@dataclass(frozen=True)
+class DataAccess:
+    """Which local data a learner trains on, and where its node serves them."""
+
+    location: str
+    token: str
+    tags: tuple[str, ...]
+    site: str
+
+
+@dataclass(frozen=True)
+class AgentConfig(_JsonFile):
+    """Everything one agent process needs to know."""
+
+    project: str
+    learner: str
+    token: str
+    aggregator: str
+    python: str
+    """Interpreter of the user's environment."""
+    code: str
+    """The checkout."""
+    data: DataAccess | None = None
+    tls: Tls | None = None
+    threads: int | None = None
+    memory_mb: int | None = None
+    seed: int = 0
+    log: str | None = None
+    """Where the user's code prints."""
+    isolate: bool = True
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        access = data.get("data")
+        return cls(
+            **{
+                **data,
+                "data": DataAccess(**{**access, "tags": tuple(access["tags"])}) if access else None,
+                "tls": Tls(**data["tls"]) if data.get("tls") else None,
+            }
+        )

@@ -1,0 +1,123 @@
+"""Reports: what the aggregator tells the manager, durable and in order.
+
+A report is a line in a file before anything else; a thread posts the lines to the manager and tries again
+for as long as the manager is away. The manager answers with the last number it has, so nothing is lost and
+nothing counts twice, whichever side is killed. The round loop never waits for any of this.
+"""
+
+import contextlib
+import http.client
+import json
+import logging
+import socket
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from flops.core.clock import Clock
+from flops.core.events import EventKind
+from flops.federation.config import ReportTo
+
+log = logging.getLogger(__name__)
+
+_BATCH = 200
+_LONGEST_PAUSE_S = 2.0
+
+
+class Reporter:
+    """The aggregator's outgoing reports."""
+
+    def __init__(self, file: Path, to: ReportTo | None, clock: Clock) -> None:
+        self._clock = clock
+        self._to = to
+        self._changed = threading.Condition()
+        self._unsent: deque[dict[str, Any]] = deque()
+        self._seq = 0
+        self._closed = False
+        for line in _complete_lines(file):
+            self._unsent.append(line)
+            self._seq = int(line["seq"])
+        self._file = file.open("a")
+        if to is not None:
+            threading.Thread(target=self._post_for_ever, name="reports", daemon=True).start()
+
+    def report(self, kind: EventKind, **data: Any) -> None:
+        """Write a report down and have it sent."""
+        with self._changed:
+            self._seq += 1
+            line = {"seq": self._seq, "time": self._clock.now(), "kind": str(kind), "data": data}
+            self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            self._file.flush()
+            if self._to is not None:
+                self._unsent.append(line)
+                self._changed.notify_all()
+
+    def flush(self, timeout_s: float) -> bool:
+        """Wait until the manager has everything; False when it was away for all that time."""
+        with self._changed:
+            return self._to is None or self._changed.wait_for(lambda: not self._unsent, timeout_s)
+
+    def _post_for_ever(self) -> None:
+        pause = 0.05
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._unsent))
+                batch = [self._unsent[number] for number in range(min(_BATCH, len(self._unsent)))]
+            try:
+                accepted = self._post(batch)
+                pause = 0.05
+            except (OSError, ValueError, http.client.HTTPException) as error:
+                log.info("the manager is away (%s), trying again", error)
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_PAUSE_S)
+                continue
+            with self._changed:
+                while self._unsent and self._unsent[0]["seq"] <= accepted:
+                    self._unsent.popleft()
+                self._changed.notify_all()
+
+    def _post(self, batch: list[dict[str, Any]]) -> int:
+        assert self._to is not None
+        connection = _UnixConnection(self._to.socket)
+        with contextlib.closing(connection):
+            connection.request(
+                "POST",
+                self._to.url_path,
+                body=json.dumps({"source": "aggregator", "reports": batch}),
+                headers={
+                    "Content-Type": "application/json",
+                    "Authorization": f"Bearer {self._to.token}",
+                },
+            )
+            response = connection.getresponse()
+            body = response.read()
+            if response.status != http.HTTPStatus.OK:
+                raise OSError(f"it answered {response.status} {body[:200]!r}")
+            return int(json.loads(body)["accepted"])
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a Unix socket."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("manager", timeout=10)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _complete_lines(file: Path) -> list[dict[str, Any]]:
+    """The reports of an earlier life; a line that a crash cut short is cut off."""
+    if not file.exists():
+        return []
+    text = file.read_bytes()
+    end = text.rfind(b"\n") + 1
+    if end < len(text):
+        with file.open("r+b") as stream:
+            stream.truncate(end)
+    return [json.loads(line) for line in text[:end].splitlines()]

@@ -1,0 +1,162 @@
+"""Updates on their way into the aggregate: checked as they arrive, kept in memory or spooled to disk.
+
+A small update stays in memory. A large one goes to an unlinked file in the state folder: the page cache
+holds it, the aggregator's own memory does not grow with the number of learners, and nothing is left behind
+by a crash.
+"""
+
+import mmap
+import os
+import tempfile
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from flops.federation.blocks import Block, all_finite
+from flops_worker.tensors import Layout, views
+
+
+class RefusedError(ValueError):
+    """An update that must not count; the text is shown to users and sent to the learner."""
+
+
+class Body(Protocol):
+    """The parameters of one update, wherever they lie."""
+
+    def read(self, block: Block) -> np.ndarray[Any, Any]:
+        """The numbers of one block; valid until the next call."""
+        ...
+
+    def arrays(self) -> list[np.ndarray[Any, Any]]:
+        """All arrays, read-only, not loaded before they are touched."""
+        ...
+
+    def release(self) -> None:
+        """The body is not needed any more."""
+        ...
+
+
+@dataclass
+class Update:
+    """What a learner returned for one round, complete and checked."""
+
+    learner: str
+    num_examples: int
+    metrics: Mapping[str, float]
+    body: Body
+    fit_s: float = 0.0
+    nbytes: int = 0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+class MemoryBody:
+    """A small body that arrived beside its header."""
+
+    def __init__(self, layout: Layout, blocks: tuple[Block, ...], data: bytes) -> None:
+        """Check and keep it.
+
+        Raises:
+            RefusedError: the bytes are not one finite model of this layout.
+        """
+        if len(data) != layout.nbytes:
+            raise RefusedError(f"it has {len(data)} bytes instead of {layout.nbytes}")
+        self._layout, self._data = layout, data
+        for block in blocks:
+            check_finite(self.read(block))
+
+    def read(self, block: Block) -> np.ndarray[Any, Any]:
+        return block.view(memoryview(self._data)[block.offset : block.end])
+
+    def arrays(self) -> list[np.ndarray[Any, Any]]:
+        return views(self._layout, self._data)
+
+    def release(self) -> None:
+        self._data = b""
+
+
+class SpooledBody:
+    """A large body, written to its spool file block by block, in order, by the thread that receives it."""
+
+    def __init__(self, spool: "Spool", layout: Layout, blocks: tuple[Block, ...]) -> None:
+        self._spool, self._layout, self._blocks = spool, layout, blocks
+        self._fd = spool.take()
+        self._next = 0
+        self._buffer = bytearray()
+        # The receiving thread writes while the round loop may give the file back for another update.
+        self._lock = threading.Lock()
+
+    @property
+    def complete(self) -> bool:
+        return self._next == len(self._blocks)
+
+    def receive(self, offset: Any, data: memoryview | None) -> None:
+        """Take the next block.
+
+        Raises:
+            RefusedError: another block than the next one, or numbers that are not finite.
+        """
+        block = self._blocks[self._next] if not self.complete else None
+        if block is None or data is None or offset != block.offset or len(data) != block.nbytes:
+            raise RefusedError("its bytes do not follow the layout")
+        check_finite(block.view(data))
+        position = block.offset
+        with self._lock:
+            if self._fd < 0:
+                raise RefusedError("it is not waited for any more")
+            while data:
+                written = os.pwrite(self._fd, data, position)
+                data, position = data[written:], position + written
+        self._next += 1
+
+    def read(self, block: Block) -> np.ndarray[Any, Any]:
+        if len(self._buffer) < block.nbytes:
+            self._buffer = bytearray(block.nbytes)
+        view = memoryview(self._buffer)[: block.nbytes]
+        if os.preadv(self._fd, [view], block.offset) != block.nbytes:
+            raise OSError(f"the spool file ended before byte {block.end}")
+        return block.view(view)
+
+    def arrays(self) -> list[np.ndarray[Any, Any]]:
+        mapping = mmap.mmap(self._fd, self._layout.nbytes, access=mmap.ACCESS_READ)
+        return views(self._layout, mapping)
+
+    def release(self) -> None:
+        with self._lock:
+            if self._fd >= 0:
+                self._spool.give_back(self._fd)
+                self._fd = -1
+                self._buffer = bytearray()
+
+
+class Spool:
+    """Unlinked files for large bodies, used again round after round so that their pages stay warm."""
+
+    def __init__(self, folder: Path, keep: int = 4) -> None:
+        self._folder, self._keep = folder, keep
+        self._free: list[int] = []
+
+    def take(self) -> int:
+        try:
+            return self._free.pop()
+        except IndexError:
+            with tempfile.TemporaryFile(dir=self._folder, buffering=0) as file:
+                return os.dup(file.fileno())
+
+    def give_back(self, fd: int) -> None:
+        if len(self._free) < self._keep:
+            self._free.append(fd)
+        else:
+            os.close(fd)
+
+    def close(self) -> None:
+        while self._free:
+            os.close(self._free.pop())
+
+
+def check_finite(values: np.ndarray[Any, Any]) -> None:
+    if not all_finite(values):
+        raise RefusedError("it contains NaN or infinite values")
