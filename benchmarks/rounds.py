@@ -177,9 +177,13 @@ def _federation(
                 tls=client_tls,
                 threads=1,
             ).write(folder / f"{name}.json")
-            processes.append(_start("agent", folder / f"{name}.json", folder / "agents.log", environment))
+            processes.append(
+                _start("flops.agent", folder / f"{name}.json", folder / "agents.log", environment)
+            )
         # The aggregator comes last: its agents are up and trying by then, as after a restart.
-        aggregator = _start("aggregator", folder / "aggregator.json", folder / "aggregator.log", environment)
+        aggregator = _start(
+            "flops.federation.aggregator", folder / "aggregator.json", folder / "aggregator.log", environment
+        )
         processes.append(aggregator)
         yield aggregator, processes[:-1]
     finally:
@@ -194,10 +198,10 @@ def _federation(
                 process.wait()
 
 
-def _start(role: str, config: Path, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+def _start(module: str, config: Path, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", f"flops.federation.{role}", "--config", str(config)],
+            [sys.executable, "-m", module, "--config", str(config)],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,

@@ -1,22 +1,16 @@
-"""The agent: FLOps's half of a learner. It talks to the aggregator and keeps the user's code busy.
+"""A learner's conversation with its aggregator: tasks in, answers out, for as long as the project lives.
 
-``python -m flops.federation.agent --config FILE``. It connects outward only, reconnects with jittered
-back-off for as long as the project lives, and keeps its last answer, so a task that is asked again after a
-cut is answered without training again. The user's code runs in a worker process (`flops.guest`); whatever
-happens there ends this learner's part with a clear error, never the agent's or anyone else's.
-
-Exit codes: 0 the project is over, 1 the user's code ended this learner's part, 2 the configuration is
-unusable.
+It connects outward only, reconnects with jittered back-off, and keeps its last answer, so a task that is
+asked again after a cut is answered without training again. The user's code runs in a worker process
+(`flops.guest`); whatever happens there ends this learner's part with a clear error, never the agent's or
+anyone else's.
 """
 
-import argparse
 import logging
 import mmap
 import os
 import random
-import sys
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +20,8 @@ from flops.core.errors import FlopsError
 from flops.federation import wire
 from flops.federation.blocks import Block, blocks
 from flops.federation.config import AgentConfig
-from flops.federation.model_file import ModelWriter, anonymous_file, layout_digest
-from flops.guest import Guest, GuestError, Room
+from flops.federation.model_file import ModelWriter, layout_digest
+from flops.guest import Guest, GuestError
 from flops_worker.tensors import Layout
 
 log = logging.getLogger(__name__)
@@ -84,6 +78,7 @@ class Agent:
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
             finally:
                 if client is not None:
+                    self._reader.cancel()  # closing a client leaves its open calls open
                     client.close()
 
     def _connect(self) -> Any:
@@ -242,50 +237,3 @@ class Agent:
                 wire.send_body(self._writer, task, self._blocks, body)
             finally:
                 body.release()
-
-
-def _dataset(config: AgentConfig) -> Sequence[int]:
-    """The learner's own fragments, as an open Arrow IPC file."""
-    from flops.data import DataClient
-
-    access = config.data
-    if access is None:
-        return []
-    fd = anonymous_file("flops-data")
-    with DataClient(access.location, access.token) as client:
-        client.write_matching(access.tags, access.site, fd)
-    return [fd]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="flops.federation.agent")
-    parser.add_argument("--config", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
-    try:
-        config = AgentConfig.read(options.config)
-        guest = Guest.start(
-            Room(Path(config.python), Path(config.code)),
-            log=Path(config.log) if config.log else None,
-            isolate=config.isolate,
-            threads=config.threads,
-            seed=config.seed,
-            memory_mb=config.memory_mb,
-            dataset=lambda: _dataset(config),
-        )
-    except FlopsError as error:
-        log.error("%s", error)
-        return 2
-    log.info("the worker runs, isolation: %s", guest.isolation)
-    try:
-        Agent(config, guest).run()
-    except FlopsError as error:
-        log.error("%s", error)
-        return 1
-    finally:
-        guest.close()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

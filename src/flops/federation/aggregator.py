@@ -67,6 +67,7 @@ def aggregate(config: AggregatorConfig) -> int:
     if hub is not None:
         hub.stop_all(reason)
     reporter.flush(_LAST_REPORTS_S)
+    reporter.close()
     return code
 
 

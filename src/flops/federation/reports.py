@@ -59,11 +59,20 @@ class Reporter:
         with self._changed:
             return self._to is None or self._changed.wait_for(lambda: not self._unsent, timeout_s)
 
+    def close(self) -> None:
+        """Nothing more is reported; what is unsent stays in the file."""
+        with self._changed:
+            self._closed = True
+            self._file.close()
+            self._changed.notify_all()
+
     def _post_for_ever(self) -> None:
         pause = 0.05
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: bool(self._unsent))
+                self._changed.wait_for(lambda: bool(self._unsent) or self._closed)
+                if self._closed:
+                    return
                 batch = [self._unsent[number] for number in range(min(_BATCH, len(self._unsent)))]
             try:
                 accepted = self._post(batch)

@@ -102,6 +102,12 @@ class RoundLoop:
             committed.round, committed.best_round, self._checkpoint.best_model(), committed.best_metrics
         )
 
+    def close(self) -> None:
+        """Give back files and memory."""
+        self._model.file.close()
+        self._spool.close()
+        self._mean = None
+
     # -- who is there
 
     def _needed(self) -> int:
@@ -132,9 +138,7 @@ class RoundLoop:
             if waited >= patience:
                 if len(ready) >= needed:
                     return
-                raise FailedError(
-                    f"{self._too_few(round_number, needed, len(ready))} after waiting {deadline:g} s"
-                )
+                raise FailedError(self._too_few(round_number, needed, len(ready), f" after {deadline:g} s"))
             if told != len(ready):
                 told = len(ready)
                 self._reporter.report(
@@ -154,9 +158,10 @@ class RoundLoop:
         left = [RECONNECT_S - (now - since) for name, since in self._gone_since.items() if name not in ready]
         return max(0.0, *left) if left else 0.0
 
-    def _too_few(self, round_number: int, needed: int, ready: int) -> str:
+    def _too_few(self, round_number: int, needed: int, ready: int, when: str = "") -> str:
         text = (
-            f"round {round_number} of project {self._project} needs {needed} learners, {ready} are connected"
+            f"round {round_number} of project {self._project} needs {needed} learners, "
+            f"{ready} are connected{when}"
         )
         for learner, reason in list(self._ended.items())[:1]:
             more = f" (and {len(self._ended) - 1} more)" if len(self._ended) > 1 else ""

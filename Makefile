@@ -1,0 +1,59 @@
+# `make` lists what there is. Everything happens in .venv; nothing is installed anywhere else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.setup-stamp
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test check format bench clean
+
+help: ## List the targets.
+	@echo "FLOps: from a link to an ML repository to a federated model. Targets:"
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with FLOps and its tools (again only when pyproject.toml changed).
+	@:
+
+demo: $(STAMP) ## Train MNIST over three learners on this machine, with live progress.
+	@$(BIN)/python examples/demo.py
+
+test: $(STAMP) ## Run every test.
+	@$(BIN)/python -m pytest
+
+check: $(STAMP) ## Format, lint, types, import rules, tests: what CI runs.
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest
+
+format: $(STAMP) ## Format the code and mend what ruff can mend.
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: $(STAMP) ## Measure rounds and a whole project (a few minutes; the full set: docs/performance.md).
+	$(BIN)/python -m benchmarks.rounds --learners 2 --bytes 10000 --rounds 50 --json -
+	$(BIN)/python -m benchmarks.rounds --learners 50 --bytes 10000 --rounds 20 --json -
+	$(BIN)/python -m benchmarks.rounds --learners 10 --bytes 10000000 --rounds 5 --json -
+	$(BIN)/python -m benchmarks.project --json -
+
+clean: ## Remove .venv, caches and build outputs; FLOPS_HOME stays.
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is written last: an interrupted installation is taken up again by the next make.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "'$(PYTHON)' is not Python 3.11 or later: $$($(PYTHON) --version 2>/dev/null || echo it does not run)" >&2; \
+	  echo "  - install one (Debian: apt install python3 python3-venv), or name it: make setup PYTHON=python3.12" >&2; \
+	  exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "'$(PYTHON)' cannot make virtual environments: its venv module is missing" >&2; \
+	  echo "  - install it (Debian: apt install python3-venv), then run make again" >&2; \
+	  exit 1; }
+	@echo "Installing FLOps and its tools into $(VENV) (about a minute) ..."
+	@$(BIN)/python -c '' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(STAMP)

@@ -1,0 +1,73 @@
+"""The agent of one learner: ``python -m flops.agent --config FILE``.
+
+The program that runs beside the data. It starts the user's code in a worker, fetches the learner's own
+fragments from its node's data server when that code asks for them, and takes part in the training.
+
+Exit codes: 0 the project is over, 1 the user's code ended this learner's part, 2 the configuration is
+unusable.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flops.core.errors import FlopsError
+from flops.federation import AgentConfig, DataAccess
+from flops.federation.agent import Agent
+from flops.federation.model_file import anonymous_file
+from flops.guest import Guest, Room
+
+log = logging.getLogger(__name__)
+
+
+def fetch_dataset(access: DataAccess | None) -> Sequence[int]:
+    """The learner's own fragments as one open Arrow IPC file; the caller closes it."""
+    if access is None:
+        return []
+    from flops.data import DataClient  # learners without data do not need it
+
+    fd = anonymous_file("flops-data")
+    try:
+        with DataClient(access.location, access.token) as client:
+            client.write_matching(access.tags, access.site, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return [fd]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="flops.agent")
+    parser.add_argument("--config", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        config = AgentConfig.read(options.config)
+        guest = Guest.start(
+            Room(Path(config.python), Path(config.code)),
+            log=Path(config.log) if config.log else None,
+            isolate=config.isolate,
+            threads=config.threads,
+            seed=config.seed,
+            memory_mb=config.memory_mb,
+            dataset=lambda: fetch_dataset(config.data),
+        )
+    except FlopsError as error:
+        log.error("%s", error)
+        return 2
+    log.info("the worker runs, isolation: %s", guest.isolation)
+    try:
+        Agent(config, guest).run()
+    except FlopsError as error:
+        log.error("%s", error)
+        return 1
+    finally:
+        guest.close()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

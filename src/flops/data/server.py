@@ -1,0 +1,285 @@
+"""The data server: ``python -m flops.data.server --root DIR --socket PATH --token-file FILE``.
+
+Serves one `FragmentStore` over Arrow Flight on a Unix socket, a network location (TLS), or both. When it
+listens it writes ``{"pid", "locations"}`` to its standard output and to ``--ready-file``. It ends on
+SIGTERM or SIGINT within two seconds, whatever clients are doing: every put is whole or absent.
+"""
+
+import argparse
+import functools
+import hmac
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import pyarrow as pa
+from pyarrow import flight
+
+from flops.core.errors import (
+    ConflictError,
+    FailedError,
+    FlopsError,
+    InvalidInputError,
+    UnauthorizedError,
+)
+from flops.data.fragments import DEFAULT_SITE, check_site, check_tags
+from flops.data.listening import TlsFiles, check_listen, prepare_socket
+from flops.data.protocol import as_flight_error, decode, encode, read_token
+from flops.data.store import FragmentStore
+from flops.data.writing import FragmentWriter, Limits
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+_log = logging.getLogger(__name__)
+_GRACE_S = 2.0
+
+
+class BearerToken(flight.ServerMiddlewareFactory):  # type: ignore[misc]
+    """Refuses every call that does not carry the token, before any of its data is read."""
+
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self._expected = f"Bearer {token}".encode()
+
+    def start_call(self, info: flight.CallInfo, headers: dict[str, list[str]]) -> None:
+        given = headers.get("authorization", [])
+        # One header exactly: with two, what is checked here and what others log could differ.
+        text = given[0] if len(given) == 1 else ""
+        encoded = text.encode(errors="replace") if isinstance(text, str) else bytes(text)
+        if not hmac.compare_digest(encoded, self._expected):
+            raise as_flight_error(
+                UnauthorizedError("the data server refused the token - check the token file")
+            )
+
+
+def _answering(
+    method: Callable[Concatenate["DataServer", _P], _R],
+) -> Callable[Concatenate["DataServer", _P], _R]:
+    """Turn what a handler raises into a Flight error.
+
+    The unexpected is logged here and kept from the client.
+    """
+
+    def handler(self: "DataServer", /, *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            raise _outward(error) from error
+
+    return handler
+
+
+def _outward(error: Exception) -> Any:
+    if isinstance(error, flight.FlightError):
+        return error
+    if isinstance(error, FlopsError):
+        return as_flight_error(error)
+    _log.error("a call failed", exc_info=error)
+    return as_flight_error(FailedError("the data server failed - look at its log"))
+
+
+class DataServer(flight.FlightServerBase):  # type: ignore[misc]
+    """One listening location of a store. It serves from its construction until `shutdown`."""
+
+    def __init__(self, store: FragmentStore, token: str, location: str, tls: TlsFiles | None = None) -> None:
+        """Begin to serve.
+
+        Raises:
+            ConflictError: it cannot listen there.
+        """
+        self._store = store
+        try:
+            super().__init__(
+                location,
+                tls_certificates=[tls.read()] if tls else [],
+                middleware={"token": BearerToken(token)},
+            )
+        except (OSError, pa.ArrowException) as error:
+            raise ConflictError(
+                f"the data server cannot listen on '{location}': {error} - use another location, "
+                "and check certificate and key"
+            ) from error
+
+    @_answering
+    def do_put(
+        self,
+        context: flight.ServerCallContext,
+        descriptor: flight.FlightDescriptor,
+        reader: flight.MetadataRecordBatchReader,
+        writer: flight.FlightMetadataWriter,
+    ) -> None:
+        request = decode(descriptor.command or b"", frozenset({"tags", "site", "allow_metrics"}))
+        allow_metrics = request.get("allow_metrics", False)
+        if not isinstance(allow_metrics, bool):
+            raise InvalidInputError("allow_metrics is not true or false - change the request")
+        fragment = self._store.put(
+            reader.schema,
+            functools.partial(_receive, reader),
+            tags=check_tags(request.get("tags")),
+            site=check_site(request.get("site", DEFAULT_SITE)),
+            allow_metrics=allow_metrics,
+        )
+        writer.write(encode(fragment.to_json()))
+
+    @_answering
+    def do_get(self, context: flight.ServerCallContext, ticket: flight.Ticket) -> flight.FlightDataStream:
+        request = decode(ticket.ticket, frozenset({"id", "tags", "site"}))
+        if "id" in request:
+            schema, batches = self._store.read(request["id"])
+        else:
+            tags = check_tags(request.get("tags"))
+            schema, batches = self._store.read_matching(tags, request.get("site", DEFAULT_SITE))
+        return flight.GeneratorStream(schema, _guarded(batches))
+
+    @_answering
+    def do_action(self, context: flight.ServerCallContext, action: flight.Action) -> list[flight.Result]:
+        body = action.body.to_pybytes() if action.body else b""
+        if action.type == "ping":
+            fragments = self._store.list()
+            size = sum(fragment.size_bytes for fragment in fragments)
+            return [flight.Result(encode({"fragments": len(fragments), "size_bytes": size}))]
+        if action.type not in ("list", "drop"):
+            raise InvalidInputError("this action is unknown - the actions are list, drop and ping")
+        request = decode(body, frozenset({"id", "tags", "site"}))
+        tags = check_tags(request.get("tags") or [], required=False)
+        site = request.get("site")
+        site = None if site is None else check_site(site)
+        if action.type == "list":
+            found = self._store.list(tags, site)
+        else:
+            found = self._store.drop(request.get("id"), tags=tags, site=site)
+        return [flight.Result(encode(fragment.to_json())) for fragment in found]
+
+    def list_actions(self, context: flight.ServerCallContext) -> list[tuple[str, str]]:
+        return [
+            ("list", "fragments by tags and site"),
+            ("drop", "delete fragments by id, or by tags and site"),
+            ("ping", "how much is stored"),
+        ]
+
+
+def _receive(reader: flight.MetadataRecordBatchReader, writer: FragmentWriter) -> None:
+    """Write every batch of a put, and insist on its last message."""
+    declared: int | None = None
+    rows = 0
+    while declared is None:
+        try:
+            chunk = reader.read_chunk()
+        except StopIteration as error:
+            raise ConflictError("the put broke off before its end - put again") from error
+        if chunk.app_metadata is not None:
+            last = decode(chunk.app_metadata.to_pybytes(), frozenset({"rows"}))
+            if not isinstance(last.get("rows"), int):
+                raise InvalidInputError("a put ends without its number of rows - put again")
+            declared = last["rows"]
+        if chunk.data is not None:
+            writer.write(chunk.data)
+            rows += chunk.data.num_rows
+    if declared != rows:
+        raise ConflictError(f"{rows} of {declared} rows of the put arrived - put again")
+
+
+def _guarded(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    try:
+        yield from batches
+    except Exception as error:
+        raise _outward(error) from error
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a data server until a signal ends it; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    # Blocked before gRPC starts its threads, so that only `sigwait` below ever sees them.
+    signals = {signal.SIGTERM, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    os.umask(0o077)
+    try:
+        store, servers, locations = _start(options)
+    except FlopsError as error:
+        print(f"flops data server: {error}", file=sys.stderr)  # noqa: T201
+        return 2
+    ready = json.dumps({"pid": os.getpid(), "locations": locations})
+    if options.ready_file:
+        _write_whole(options.ready_file, ready)
+    print(ready, flush=True)  # noqa: T201
+    _log.info("%d fragments below '%s'", len(store.list()), options.root)
+    received = signal.Signals(signal.sigwait(signals))
+    _log.info("ends on %s", received.name)
+    # Flight's shutdown waits for open calls; a client that stands still must not keep the server alive.
+    stoppers = [threading.Thread(target=server.shutdown, daemon=True) for server in servers]
+    for stopper in stoppers:
+        stopper.start()
+    for stopper in stoppers:
+        stopper.join(_GRACE_S / len(stoppers))
+    if options.socket:
+        options.socket.unlink(missing_ok=True)
+    if options.ready_file:
+        options.ready_file.unlink(missing_ok=True)
+    if any(stopper.is_alive() for stopper in stoppers):
+        sys.stdout.flush()
+        os._exit(0)
+    store.close()
+    return 0
+
+
+def _start(options: argparse.Namespace) -> tuple[FragmentStore, list[DataServer], list[str]]:
+    token = read_token(options.token_file)
+    if not options.socket and not options.listen:
+        raise InvalidInputError("the data server has nowhere to listen - give --socket or --listen")
+    if bool(options.tls_cert) != bool(options.tls_key):
+        raise InvalidInputError("a certificate and its key go together - give --tls-cert and --tls-key")
+    tls = TlsFiles(options.tls_cert, options.tls_key) if options.tls_cert else None
+    encrypted = (options.listen or "").startswith("grpc+tls:")
+    if encrypted and not tls:
+        raise InvalidInputError(f"'{options.listen}' needs --tls-cert and --tls-key")
+    unix = prepare_socket(options.socket) if options.socket else None
+    network = check_listen(options.listen) if options.listen else None
+    limits = Limits(max_fragment_bytes=options.max_fragment_bytes, reserve_bytes=options.reserve_bytes)
+    store = FragmentStore(options.root, limits)
+    servers: list[DataServer] = []
+    locations: list[str] = []
+    if unix:
+        servers.append(DataServer(store, token, unix))
+        locations.append(unix)
+    if network:
+        server = DataServer(store, token, options.listen, tls if encrypted else None)
+        servers.append(server)
+        host = f"[{network[0]}]" if ":" in network[0] else network[0]
+        locations.append(f"{'grpc+tls' if encrypted else 'grpc'}://{host}:{server.port}")
+    return store, servers, locations
+
+
+def _write_whole(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def _parser() -> argparse.ArgumentParser:
+    defaults = Limits()
+    parser = argparse.ArgumentParser(prog="python -m flops.data.server", description=__doc__)
+
+    def add(flag: str, kind: Callable[[str], Any], **keywords: Any) -> None:
+        parser.add_argument(flag, type=kind, **keywords)
+
+    add("--root", Path, required=True, help="folder of the fragments")
+    add("--token-file", Path, required=True, help="file of mode 600 with the token of all callers")
+    add("--socket", Path, help="Unix socket to listen on; its folder must be private")
+    add("--listen", str, help="grpc+tls://HOST:PORT (plain grpc:// on loopback only)")
+    add("--tls-cert", Path, help="PEM certificate chain of --listen")
+    add("--tls-key", Path, help="PEM private key of --listen")
+    add("--ready-file", Path, help="written when the server listens, removed when it ends")
+    add("--max-fragment-bytes", int, default=defaults.max_fragment_bytes, help="of decoded data")
+    add("--reserve-bytes", int, default=defaults.reserve_bytes, help="disk space to leave free")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""Where services run: deploy, stop, list, watch and read the logs of a project's components.
+
+The port (`Orchestrator`) is what the rest of FLOps sees; adapters are interchangeable and pass one
+contract suite (tests/orchestration/test_contract.py). FLOps never schedules across machines itself.
+
+Promises of every adapter:
+
+- `deploy` is idempotent by name; a name belongs to one running service at most.
+- An adapter's word is a hint: services report their own results, and "lost" says that nobody knows.
+- `stop` and `remove` leave no process behind, not even one that forked and left the session.
+- Services outlive the manager that deployed them; the next one finds them again.
+- State changes reach watchers in order, from a thread of the adapter; no watcher is called under a lock.
+"""
+
+from flops.orchestration.fake import FakeOrchestrator
+from flops.orchestration.port import (
+    LIVE_STATES,
+    Node,
+    Orchestrator,
+    ServiceSpec,
+    ServiceState,
+    ServiceStatus,
+    Subscription,
+)
+from flops.orchestration.process import ProcessOrchestrator
+
+__all__ = [
+    "LIVE_STATES",
+    "FakeOrchestrator",
+    "Node",
+    "Orchestrator",
+    "ProcessOrchestrator",
+    "ServiceSpec",
+    "ServiceState",
+    "ServiceStatus",
+    "Subscription",
+]

@@ -1,0 +1,198 @@
+"""The port: what FLOps asks of any orchestrator, and the words it is asked in."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from flops.core.errors import InvalidInputError, NotFoundError
+from flops.core.ids import ServiceName
+
+ServiceState = Literal["pending", "running", "exited", "failed", "lost"]
+"""pending: wanted, not up now (being started, or waiting for its next attempt); running;
+exited: ended with code 0, or stopped on request; failed: ended otherwise and will not be tried again;
+lost: gone, and nobody knows how it ended."""
+
+LIVE_STATES: frozenset[ServiceState] = frozenset({"pending", "running"})
+"""States in which a service is running or will be."""
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,58}[a-z0-9])?")
+
+
+@dataclass(frozen=True)
+class ServiceSpec:
+    """One wanted service.
+
+    Args:
+        name: unique on the orchestrator, at most 60 of a-z, 0-9 and '-' (it names files, containers,
+        pods). command: program and arguments; never a shell line. role: what it is to its project, such
+        as ``aggregator`` or ``agent``. project: the project it belongs to; a name of your choice for
+        services of the manager itself. environment: added to what the platform gives; may hold secrets,
+        adapters keep it private. directory: working directory; None: the platform's choice. restart:
+        ``on-failure`` tries again, with growing pauses, after an end that was neither code 0 nor
+            asked for.
+        max_restarts: how many more attempts after the first.
+    Raises:
+        InvalidInputError: the spec cannot be deployed anywhere.
+    """
+
+    name: ServiceName
+    command: tuple[str, ...]
+    role: str
+    project: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    directory: Path | None = None
+    restart: Literal["never", "on-failure"] = "never"
+    max_restarts: int = 3
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise InvalidInputError(
+                f"'{self.name[:70]}' cannot name a service - use at most 60 of a-z, 0-9 and '-'"
+            )
+        if not self.command or not self.command[0]:
+            raise InvalidInputError(f"service {self.name} has no command - name a program to run")
+        if self.max_restarts < 0:
+            raise InvalidInputError(
+                f"service {self.name} has max_restarts {self.max_restarts} - use 0 or more"
+            )
+        words = [*self.command, *self.environment, *self.environment.values()]
+        if any("\0" in word for word in words) or any(not key or "=" in key for key in self.environment):
+            raise InvalidInputError(
+                f"service {self.name} has a NUL character in its command or environment, or a variable"
+                " name that is empty or holds '=' - remove it"
+            )
+
+
+@dataclass(frozen=True)
+class ServiceStatus:
+    """One observed service.
+
+    Args:
+        exit_code: of the last end: 0-255, or minus the signal's number; None while unknown or never
+        ended. reason: why it is in this state, in a few words; empty where there is nothing to say.
+        restarts: attempts after the first, so far. started_at: of the present or last attempt, seconds
+        since 1970 UTC; None before the first. pid: of the service's own process while it runs on this
+        machine, else None.
+    """
+
+    name: ServiceName
+    state: ServiceState
+    exit_code: int | None
+    reason: str
+    restarts: int
+    started_at: float | None
+    pid: int | None
+    role: str
+    project: str
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE_STATES
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine that runs services.
+
+    Args:
+        platform: such as ``linux/amd64``.
+        cpus: that services may use.
+        memory_mb: of the machine, in units of 10^6 bytes.
+    """
+
+    name: str
+    platform: str
+    cpus: int
+    memory_mb: int
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+Watcher = Callable[[ServiceStatus], None]
+Statuses = list[ServiceStatus]  # inside the classes the word list means their method
+
+
+class Subscription(Protocol):
+    """A running `Orchestrator.watch`."""
+
+    def close(self) -> None:
+        """End it; a call that is under way may still finish. Closing twice is harmless."""
+        ...
+
+
+class Orchestrator(Protocol):
+    """Runs services.
+
+    All methods may be called from any thread, but `stop`, `stop_many` and `remove` not by a watcher.
+    """
+
+    def deploy(self, spec: ServiceSpec) -> None:
+        """Run a service; return once it was started (not: once it is ready).
+
+        The same spec again while the service is live does nothing; after it ended it is run anew, its
+        restarts counted from zero.
+
+        Raises:
+            ConflictError: a service of this name is live with another spec, or is being stopped.
+            FailedError: it cannot be started; nothing is left behind.
+        """
+        ...
+
+    def stop(self, name: ServiceName, grace_s: float = 2.0) -> None:
+        """End a service and all its processes; return when they are gone. No effect if it ended before.
+
+        Args:
+            grace_s: how long it may take to end by itself before it is killed.
+        Raises:
+            NotFoundError: no service has this name.
+            FailedError: it could not be ended.
+        """
+        ...
+
+    def stop_many(self, names: Iterable[ServiceName], grace_s: float = 2.0) -> None:
+        """`stop` for all of them at once, under one deadline.
+
+        Raises what `stop` raises; NotFoundError before any of them is stopped.
+        """
+        ...
+
+    def remove(self, name: ServiceName) -> None:
+        """Stop a service and forget it, its logs included.
+
+        Raises:
+            NotFoundError: no service has this name.
+        """
+        ...
+
+    def list(self, project: str | None = None) -> Statuses:
+        """All known services, or one project's, by name; ended ones too, until they are removed."""
+        ...
+
+    def watch(self, callback: Watcher) -> Subscription:
+        """Call back at every state change from now on; `list` afterwards shows what was before.
+
+        The callback should return quickly; an exception of its own is logged and otherwise ignored.
+        """
+        ...
+
+    def logs(self, name: ServiceName, tail_bytes: int = 65536) -> str:
+        """The last lines a service wrote to stdout and stderr, over all its attempts.
+
+        Raises:
+            NotFoundError: no service has this name.
+        """
+        ...
+
+    def nodes(self) -> Sequence[Node]:
+        """The machines services are placed on."""
+        ...
+
+    def close(self) -> None:
+        """Let go of the orchestrator; services go on. Closing twice is harmless."""
+        ...
+
+
+def unknown_service(name: str) -> NotFoundError:
+    """The error for a name nobody deployed."""
+    return NotFoundError(f"no service is called '{name[:70]}' - see 'flops show' for the names")

@@ -1,0 +1,138 @@
+"""What a `process` orchestrator knows of a service: one JSON file each, for the next manager too.
+
+Writes are atomic by rename and not fsynced: they need to survive the end of the manager, not of the
+machine, which ends all services anyway (a file torn by a power cut is set aside at the next start).
+"""
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from flops.core.errors import FlopsError
+from flops.core.ids import ServiceName
+from flops.orchestration.linux import Identity
+from flops.orchestration.port import LIVE_STATES, ServiceSpec, ServiceState, ServiceStatus
+
+_FORMAT = 1
+
+
+@dataclass
+class Record:
+    """One service: its spec, its last known state, and the process behind it.
+
+    Args:
+        stopping: its end was asked for; written before the first signal, so that no crash brings it
+        back.
+    """
+
+    spec: ServiceSpec
+    state: ServiceState = "pending"
+    exit_code: int | None = None
+    reason: str = ""
+    restarts: int = 0
+    started_at: float | None = None
+    process: Identity | None = None
+    stopping: bool = False
+
+    @property
+    def live(self) -> bool:
+        return self.state in LIVE_STATES
+
+    def status(self) -> ServiceStatus:
+        return ServiceStatus(
+            name=self.spec.name,
+            state=self.state,
+            exit_code=self.exit_code,
+            reason=self.reason,
+            restarts=self.restarts,
+            started_at=self.started_at,
+            pid=self.process.pid if self.process is not None and self.state == "running" else None,
+            role=self.spec.role,
+            project=self.spec.project,
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        spec = self.spec
+        return {
+            "format": _FORMAT,
+            "spec": {
+                "name": spec.name,
+                "command": list(spec.command),
+                "role": spec.role,
+                "project": spec.project,
+                "environment": dict(spec.environment),
+                "directory": None if spec.directory is None else str(spec.directory),
+                "restart": spec.restart,
+                "max_restarts": spec.max_restarts,
+            },
+            "state": self.state,
+            "exit_code": self.exit_code,
+            "reason": self.reason,
+            "restarts": self.restarts,
+            "started_at": self.started_at,
+            "process": None if self.process is None else asdict(self.process),
+            "stopping": self.stopping,
+        }
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "Record":
+        if value["format"] != _FORMAT:
+            raise ValueError(f"format {value['format']} instead of {_FORMAT}")
+        spec = dict(value["spec"])
+        directory = spec.pop("directory")
+        command = tuple(spec.pop("command"))
+        process = value["process"]
+        return cls(
+            spec=ServiceSpec(
+                command=command, directory=None if directory is None else Path(directory), **spec
+            ),
+            state=value["state"],
+            exit_code=value["exit_code"],
+            reason=value["reason"],
+            restarts=value["restarts"],
+            started_at=value["started_at"],
+            process=None if process is None else Identity(**process),
+            stopping=value["stopping"],
+        )
+
+
+class Records:
+    """The files of all services, in a folder of mode 700 (environments may hold secrets)."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        folder.chmod(0o700)
+        self._folder = folder
+
+    def _path(self, name: ServiceName) -> Path:
+        return self._folder / f"{name}.json"
+
+    def save(self, record: Record) -> None:
+        path = self._path(record.spec.name)
+        temporary = path.with_suffix(".tmp")
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(record.to_json(), file)
+        temporary.replace(path)
+
+    def delete(self, name: ServiceName) -> None:
+        self._path(name).unlink(missing_ok=True)
+
+    def load(self) -> tuple[list[Record], list[tuple[Path, str]]]:
+        """All records, and the unreadable files with the reason; those are renamed to ``*.broken``."""
+        records: list[Record] = []
+        broken: list[tuple[Path, str]] = []
+        for path in sorted(self._folder.glob("*.json")):
+            try:
+                record = Record.from_json(json.loads(path.read_bytes()))
+                if self._path(record.spec.name) != path:
+                    raise ValueError(f"it describes service {record.spec.name}")
+            except (ValueError, KeyError, TypeError, AttributeError, FlopsError) as error:
+                aside = path.with_suffix(".broken")
+                path.replace(aside)
+                broken.append((aside, f"{type(error).__name__}: {error}"))
+            else:
+                records.append(record)
+        return records, broken

@@ -1,0 +1,1 @@
+"""What existing FLOps repositories import. It runs in the user's environment, beside `flops_worker`."""

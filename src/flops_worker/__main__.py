@@ -1,0 +1,42 @@
+"""``python -m flops_worker --fd N --code DIR``: serve one checkout over an inherited Unix socket."""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Optional, Sequence
+
+
+def main(arguments: Optional[Sequence[str]] = None) -> int:
+    parser = argparse.ArgumentParser(prog="flops_worker", description=__doc__)
+    parser.add_argument("--fd", type=int, required=True, help="the inherited end of the channel")
+    parser.add_argument("--code", required=True, help="the checkout: working directory and first import path")
+    options = parser.parse_args(arguments)
+
+    faulthandler.enable()
+    os.set_inheritable(options.fd, False)
+    sock = socket.socket(fileno=options.fd)
+    try:
+        import numpy  # noqa: F401
+    except ImportError as error:
+        sys.stderr.write(
+            f"numpy cannot be imported in the repository's environment ({error})"
+            " - add numpy to its conda.yaml or requirements.txt\n"
+        )
+        return 1
+    from flops_worker.session import Session
+
+    code = str(Path(options.code).absolute())
+    os.chdir(code)
+    # Only now, when everything of FLOps is imported: a file of the user's may bear any name.
+    sys.path[0:1] = [code]
+    Session(sock, code).serve()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""Stages: one orchestrator each, with the levers the contract suite needs to make services end."""
+
+import os
+import queue
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from flops.core.ids import ServiceName
+from flops.orchestration import (
+    FakeOrchestrator,
+    Orchestrator,
+    ProcessOrchestrator,
+    ServiceSpec,
+    ServiceState,
+    ServiceStatus,
+)
+from flops.orchestration.linux import sweep
+
+DEADLINE_S = 20.0
+
+
+class Stage(Protocol):
+    """One adapter, ready to be tested."""
+
+    orchestrator: Orchestrator
+
+    def spec(self, name: str, *, project: str = "p-test", restart: bool = False) -> ServiceSpec:
+        """A service that runs until `end` is called."""
+        ...
+
+    def impossible(self, name: str) -> ServiceSpec:
+        """A service that cannot start."""
+        ...
+
+    def end(self, name: str, code: int) -> None:
+        """Make the running service end by itself: a code, or minus a signal."""
+        ...
+
+    def say(self, name: str, text: str) -> None:
+        """Make the running service print something."""
+        ...
+
+
+class FakeStage:
+    def __init__(self) -> None:
+        self.fake = FakeOrchestrator()
+        self.fake.refuse("/no/such/program")
+        self.orchestrator: Orchestrator = self.fake
+
+    def spec(self, name: str, *, project: str = "p-test", restart: bool = False) -> ServiceSpec:
+        return ServiceSpec(
+            ServiceName(name),
+            ("serve",),
+            "agent",
+            project,
+            restart="on-failure" if restart else "never",
+            max_restarts=2,
+        )
+
+    def impossible(self, name: str) -> ServiceSpec:
+        return ServiceSpec(ServiceName(name), ("/no/such/program",), "agent", "p-test")
+
+    def end(self, name: str, code: int) -> None:
+        self.fake.exit(ServiceName(name), code)
+
+    def say(self, name: str, text: str) -> None:
+        self.fake.write_log(ServiceName(name), text)
+
+
+class ProcessStage:
+    """Services are shells that evaluate what is written to their pipe."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.orchestrator: Orchestrator = ProcessOrchestrator(
+            folder / "state", folder / "logs", backoff_s=0.02
+        )
+
+    def _pipe(self, name: str) -> Path:
+        return self._folder / f"{name}.pipe"
+
+    def spec(self, name: str, *, project: str = "p-test", restart: bool = False) -> ServiceSpec:
+        if not self._pipe(name).exists():
+            os.mkfifo(self._pipe(name))
+        script = 'while true; do read -r order < "$0"; eval "$order"; done'
+        return ServiceSpec(
+            ServiceName(name),
+            ("/bin/sh", "-c", script, str(self._pipe(name))),
+            "agent",
+            project,
+            restart="on-failure" if restart else "never",
+            max_restarts=2,
+        )
+
+    def impossible(self, name: str) -> ServiceSpec:
+        return ServiceSpec(ServiceName(name), ("/no/such/program",), "agent", "p-test")
+
+    def _order(self, name: str, text: str) -> None:
+        self._pipe(name).write_text(text + "\n")  # waits until the service opens its end
+
+    def end(self, name: str, code: int) -> None:
+        self._order(name, f"exit {code}" if code >= 0 else f"kill {code} $$")
+
+    def say(self, name: str, text: str) -> None:
+        receipt = self._folder / f"{name}.receipt"
+        os.mkfifo(receipt)
+        escaped = text.replace("\n", "\\n")  # an order is one line
+        self._order(name, f"printf %b '{escaped}'; echo done > {receipt}")
+        receipt.read_text()
+        receipt.unlink()
+
+
+class History:
+    """The state changes seen by a watcher."""
+
+    def __init__(self, orchestrator: Orchestrator) -> None:
+        self._seen: queue.Queue[ServiceStatus] = queue.Queue()
+        self.subscription = orchestrator.watch(self._seen.put)
+
+    def next(self) -> ServiceStatus:
+        return self._seen.get(timeout=DEADLINE_S)
+
+    def until(self, name: str, state: ServiceState) -> ServiceStatus:
+        """The next change that brings the service into the state."""
+        while (status := self.next()).name != name or status.state != state:
+            pass
+        return status
+
+    def nothing_more(self) -> bool:
+        return self._seen.empty()
+
+
+@pytest.fixture(params=["fake", "process"])
+def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
+    stage: Stage = FakeStage() if request.param == "fake" else ProcessStage(tmp_path)
+    yield stage
+    orchestrator = stage.orchestrator
+    orchestrator.stop_many([status.name for status in orchestrator.list()], grace_s=0.0)
+    orchestrator.close()
+
+
+@pytest.fixture
+def history(stage: Stage) -> History:
+    return History(stage.orchestrator)
+
+
+@pytest.fixture
+def watch() -> Callable[[Orchestrator], History]:
+    return History
+
+
+@pytest.fixture
+def open_processes(tmp_path: Path) -> Iterator[Callable[[], ProcessOrchestrator]]:
+    """Opens process orchestrators on one pair of folders; whatever they started is gone afterwards."""
+    opened: list[ProcessOrchestrator] = []
+
+    def open_one() -> ProcessOrchestrator:
+        opened.append(ProcessOrchestrator(tmp_path / "state", tmp_path / "logs", backoff_s=0.02))
+        return opened[-1]
+
+    yield open_one
+    for orchestrator in opened:
+        orchestrator.close()
+    with_everything = open_one()
+    names = [status.name for status in with_everything.list()]
+    with_everything.stop_many(names, grace_s=0.0)
+    for name in names:
+        with_everything.remove(name)
+    home = with_everything._home
+    with_everything.close()
+    sweep(lambda marker: marker.endswith(f"@{home}"))
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], bool]], None]:
+    """Looks at something outside our processes (a file of a service, say) until it holds."""
+
+    def wait(holds: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not holds():
+            assert time.monotonic() < deadline, "it did not become true in time"
+            time.sleep(0.005)
+
+    return wait
