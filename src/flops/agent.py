@@ -17,6 +17,7 @@ from pathlib import Path
 from flops.core.errors import FlopsError
 from flops.federation import AgentConfig, DataAccess
 from flops.federation.agent import Agent
+from flops.federation.memory import use_one_arena
 from flops.federation.model_file import anonymous_file
 from flops.guest import Guest, Room
 
@@ -43,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="flops.agent")
     parser.add_argument("--config", type=Path, required=True)
     options = parser.parse_args(arguments)
+    use_one_arena()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         config = AgentConfig.read(options.config)

@@ -23,6 +23,7 @@ _MODULES = {
     "keras": ("mlflow.keras", "mlflow.tensorflow"),
     "tensorflow": ("mlflow.tensorflow",),
 }
+_PICKLES = {"sklearn": "cloudpickle", "pytorch": "pickle"}
 
 
 def save(
@@ -63,6 +64,8 @@ def save(
         return nothing
     mlflow = importlib.import_module("mlflow")
     module = _flavor_module(flavor, model)
+    if flavor == "pytorch":
+        model.eval()  # before tracing: dropout and batch statistics belong to training
     inputs = _example(model, example, flavor, warnings)
     signature = None
     if inputs is not None:
@@ -80,8 +83,8 @@ def save(
         known = inspect.signature(module.save_model).parameters
         # An older MLflow lacks some of these; what it does not know, it does not need.
         arguments = {name: value for name, value in arguments.items() if name in known}
-        if flavor == "sklearn" and "serialization_format" in known:
-            _save_sklearn(module, model, directory, arguments, warnings)
+        if "serialization_format" in known and flavor in _PICKLES:
+            _save_in_some_format(module, model, directory, _PICKLES[flavor], arguments, warnings)
         else:
             module.save_model(model, directory, **arguments)
     return {
@@ -93,16 +96,16 @@ def save(
     }
 
 
-def _save_sklearn(
-    module: Any, model: Any, directory: str, arguments: Dict[str, Any], warnings: List[str]
+def _save_in_some_format(
+    module: Any, model: Any, directory: str, other: str, arguments: Dict[str, Any], warnings: List[str]
 ) -> None:
-    """Save in MLflow's own choice of format, which need not know every model: then as cloudpickle."""
+    """Save in MLflow's choice of format (free of code if possible), else in `other`, which takes any."""
     try:
         module.save_model(model, directory, **arguments)
     except Exception as error:
-        warnings.append(f"saved with cloudpickle, because MLflow's default format failed ({error})"[:500])
+        warnings.append(f"saved as {other}, because MLflow's default format failed ({error})"[:500])
         shutil.rmtree(directory, ignore_errors=True)
-        module.save_model(model, directory, serialization_format="cloudpickle", **arguments)
+        module.save_model(model, directory, serialization_format=other, **arguments)
 
 
 def _flavor_module(flavor: str, model: Any) -> Any:
@@ -139,7 +142,8 @@ def _example(model: Any, own: Optional[Callable[[], Any]], flavor: str, warnings
         layers = [layer for layer in model.modules() if not list(layer.children())]
         features = getattr(layers[0], "in_features", None) if layers else None
         if isinstance(features, int):
-            return np.zeros((1, features), dtype=np.float32)
+            # Two rows: tracing takes a size of one for a constant.
+            return np.zeros((2, features), dtype=np.float32)
     warnings.append(
         "no input example can be made up for this model - for a signature define"
         " ModelManager.get_input_example()"
@@ -151,11 +155,8 @@ def _predict(model: Any, inputs: Any, flavor: str, warnings: List[str]) -> Optio
     try:
         if flavor == "pytorch":
             torch = importlib.import_module("torch")
-            training = model.training
-            model.eval()
             with torch.no_grad():
                 outputs = model(torch.as_tensor(np.asarray(inputs)))
-            model.train(training)
             return outputs.detach().cpu().numpy()
         return np.asarray(model.predict(inputs))
     except Exception as error:

@@ -20,6 +20,7 @@ from flops.federation.checkpoint import Checkpoint
 from flops.federation.config import AggregatorConfig
 from flops.federation.flower import claim_process
 from flops.federation.hub import Hub, Server
+from flops.federation.memory import use_one_arena
 from flops.federation.reports import Reporter
 from flops.federation.rounds import RoundLoop
 
@@ -85,6 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="flops.federation.aggregator")
     parser.add_argument("--config", type=Path, required=True)
     options = parser.parse_args(arguments)
+    use_one_arena()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         config = AggregatorConfig.read(options.config)

@@ -1,0 +1,31 @@
+"""What every test shares: a component that is missing skips on a laptop and fails in CI."""
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+Require = Callable[[bool, str], None]
+
+
+@pytest.fixture(scope="session")
+def require() -> Require:
+    """``require(there, what)`` skips the test when ``what`` is missing, or fails it with FLOPS_REQUIRE=all."""
+
+    def _require(there: bool, what: str) -> None:
+        if there:
+            return
+        if os.environ.get("FLOPS_REQUIRE") == "all":
+            pytest.fail(f"{what} is missing, and FLOPS_REQUIRE=all allows no skip")
+        pytest.skip(f"{what} is missing")
+
+    return _require
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In CI a skip mark is a mistake: say so before anything runs."""
+    if os.environ.get("FLOPS_REQUIRE") != "all":
+        return
+    marked = [item.nodeid for item in items if item.get_closest_marker("skip")]
+    if marked:
+        raise pytest.UsageError(f"FLOPS_REQUIRE=all allows no skipped tests: {', '.join(marked)}")

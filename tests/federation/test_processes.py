@@ -1,0 +1,291 @@
+"""Aggregator, agents and workers as the processes they are in production, and one of them killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flops.federation import AgentConfig, AggregatorConfig, Member, Plan, ReportTo
+from flops_worker.tensors import Layout, read_layout, views, write
+
+MODEL_MANAGER = '''\
+import os
+import time
+
+import numpy as np
+from flops_utils.ml_repo_templates import ModelManagerTemplate
+
+
+class ModelManager(ModelManagerTemplate):
+    """Random steps from the seeded generators: any repetition of a round shows in the bits."""
+
+    def __init__(self):
+        self.parameters = [np.zeros((50, 40), np.float32), np.zeros(7)]
+        self.rounds = 0
+
+    def set_model_data(self):
+        pass
+
+    def get_model(self):
+        return None
+
+    def get_model_parameters(self):
+        return self.parameters
+
+    def set_model_parameters(self, parameters):
+        self.parameters = parameters
+
+    def fit_model(self):
+        self.rounds += 1
+        time.sleep(0.05)
+        self.parameters = [p + np.random.standard_normal(p.shape).astype(p.dtype) for p in self.parameters]
+        FAULT
+        return 10
+
+    def evaluate_model(self):
+        return float(abs(self.parameters[0]).mean()), 0.5, 10
+'''
+
+
+class Run:
+    """One training as processes; everything is ended with the test."""
+
+    def __init__(self, folder: Path, rounds: int, faults: dict[str, str] | None = None, **plan: Any) -> None:
+        self.folder = folder
+        folder.mkdir()
+        arrays: list[Any] = [np.zeros((50, 40), np.float32), np.zeros(7)]
+        with (folder / "initial.safetensors").open("wb") as file:
+            write(file.fileno(), Layout.of(arrays), arrays)
+        names = ["l-0", "l-1", "l-2"]
+        location = f"grpc+unix://{folder / 'a.sock'}"
+        defaults = {"min_available_learners": 3, "min_fit_learners": 3, "min_evaluate_learners": 3}
+        self.aggregator_config = AggregatorConfig(
+            project="p-test",
+            listen=location,
+            members={name: Member(f"token-{name}") for name in names},
+            initial_model=str(folder / "initial.safetensors"),
+            state_dir=str(folder / "state"),
+            plan=Plan(**{"rounds": rounds, "start_deadline_s": 60.0, **defaults, **plan}),
+        )
+        self.aggregator_config.write(folder / "aggregator.json")
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.agents = {}
+        for name in names:
+            code = folder / f"code-{name}"
+            code.mkdir()
+            fault = (faults or {}).get(name, "pass")
+            (code / "model_manager.py").write_text(MODEL_MANAGER.replace("FAULT", fault))
+            AgentConfig(
+                project="p-test",
+                learner=name,
+                token=f"token-{name}",
+                aggregator=location,
+                python=sys.executable,
+                code=str(code),
+                threads=1,
+                log=str(folder / f"{name}.out"),
+            ).write(folder / f"{name}.json")
+            self.agents[name] = self._start("flops.agent", name)
+        self.aggregator = self.start_aggregator()
+
+    def start_aggregator(self) -> "subprocess.Popen[bytes]":
+        return self._start("flops.federation.aggregator", "aggregator")
+
+    def _start(self, module: str, name: str) -> "subprocess.Popen[bytes]":
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", module, "--config", str(self.folder / f"{name}.json")],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.processes.append(process)
+        return process
+
+    def reports(self, kind: str) -> list[dict[str, Any]]:
+        file = self.folder / "state" / "reports.jsonl"
+        if not file.exists():
+            return []
+        lines = [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line[-1] == "\n"]
+        return [line["data"] for line in lines if line["kind"] == kind]
+
+    def wait_for_round(self, number: int, timeout_s: float = 60.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while len(self.reports("round.finished")) < number:
+            assert time.monotonic() < deadline, (self.folder / "aggregator.log").read_text()
+            assert self.aggregator.poll() is None, (self.folder / "aggregator.log").read_text()
+            time.sleep(0.01)
+
+    def result(self, timeout_s: float = 120.0) -> list[bytes]:
+        code = self.aggregator.wait(timeout_s)
+        assert code == 0, (self.folder / "aggregator.log").read_text()
+        path = self.folder / "state" / f"global-{self.aggregator_config.plan.rounds}.safetensors"
+        with path.open("rb") as file:
+            layout, offset = read_layout(file.fileno())
+        return [array.tobytes() for array in views(layout, path.read_bytes()[offset:])]
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(10)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Any]:
+    runs: list[Run] = []
+
+    def _run(rounds: int = 3, **options: Any) -> Run:
+        runs.append(Run(tmp_path / str(len(runs)), rounds, **options))
+        return runs[-1]
+
+    yield _run
+    for one in runs:
+        one.close()
+
+
+def test_agents_end_by_themselves_when_the_training_is_over(run: Any) -> None:
+    training = run(rounds=2)
+    training.result()
+    assert [agent.wait(10) for agent in training.agents.values()] == [0, 0, 0]
+    assert len(training.reports("round.finished")) == 2
+
+
+@pytest.mark.slow
+def test_a_killed_aggregator_goes_on_and_ends_with_the_same_bits(run: Any) -> None:
+    undisturbed = run(rounds=8).result()
+    training = run(rounds=8)
+    for committed in (2, 5):
+        training.wait_for_round(committed)
+        training.aggregator.kill()
+        training.aggregator.wait(10)
+        training.aggregator = training.start_aggregator()
+    assert training.result() == undisturbed
+    assert [data["round"] for data in training.reports("round.finished")] == list(range(1, 9))
+
+
+@pytest.mark.parametrize(
+    ("fault", "exit_code", "words"),
+    [
+        ("raise ValueError('bad batch')", 1, "ValueError: bad batch"),
+        ("raise SystemExit(3)", 1, "SystemExit"),
+        ("os._exit(9)", 1, "exit code 9"),
+        ("os.kill(os.getpid(), 11)", 1, "SIGSEGV"),
+    ],
+)
+def test_whatever_user_code_does_ends_only_its_learners_part(
+    run: Any, fault: str, exit_code: int, words: str
+) -> None:
+    few = {"min_available_learners": 2, "min_fit_learners": 2, "min_evaluate_learners": 2}
+    training = run(rounds=2, faults={"l-1": fault}, **few)
+    training.result()
+    assert training.agents["l-1"].wait(10) == exit_code
+    (left,) = [data for data in training.reports("learner.left") if data["final"]]
+    assert left["learner"] == "l-1"
+    assert words in left["reason"]
+    assert [data["participants"] for data in training.reports("round.finished")] == [2, 2]
+
+
+def test_a_killed_agent_takes_its_worker_along_and_the_round_goes_on(run: Any) -> None:
+    few = {"min_available_learners": 2, "min_fit_learners": 2, "min_evaluate_learners": 2}
+    training = run(rounds=40, round_deadline_s=30.0, **few)
+    training.wait_for_round(2)
+    agent = training.agents["l-2"]
+    children = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+    assert children
+    agent.kill()
+    agent.wait(10)
+    training.result()
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert training.reports("round.finished")[-1]["participants"] == 2
+
+
+def test_agents_and_aggregator_start_light() -> None:
+    """An agent must not load flwr (66 MB), nor the public face of the room anything at all."""
+    code = (
+        "import sys; import flops.{0}; "
+        "print(sorted(m for m in ('flwr', 'pyarrow', 'mlflow') if m in sys.modules))"
+    )
+    loaded = [
+        subprocess.run(
+            [sys.executable, "-c", code.format(module)], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for module in ("federation", "agent")
+    ]
+    assert loaded == ["[]", "['pyarrow']"]
+
+
+def test_reports_reach_the_manager_once_and_in_order_over_its_restart(tmp_path: Path) -> None:
+    """The manager's end is a real HTTP server on a Unix socket that goes away and comes back."""
+    import http.server
+    import socketserver
+    import threading
+
+    from flops.core.clock import SystemClock
+    from flops.core.events import EventKind
+    from flops.federation.reports import Reporter
+
+    received: list[dict[str, Any]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            assert self.headers["Authorization"] == "Bearer secret"
+            known = received[-1]["seq"] if received else 0
+            received.extend(report for report in body["reports"] if report["seq"] > known)
+            answer = json.dumps({"accepted": received[-1]["seq"]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+        def address_string(self) -> str:
+            return "unix"
+
+    class UnixServer(socketserver.UnixStreamServer):
+        pass
+
+    socket_path = str(tmp_path / "m.sock")
+    reporter = Reporter(
+        tmp_path / "reports.jsonl", ReportTo(socket_path, "secret", "/reports"), SystemClock()
+    )
+    reporter.report(EventKind.ROUND_STARTED, round=1)
+    for number in (2, 3):
+        with UnixServer(socket_path, Handler) as server:
+            thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+            thread.start()
+            assert reporter.flush(10)
+            server.shutdown()
+            thread.join()
+        Path(socket_path).unlink()
+        reporter.report(EventKind.ROUND_STARTED, round=number)
+    reporter.close()
+    with (tmp_path / "reports.jsonl").open("a") as file:
+        file.write('{"seq": 4, "torn')
+    again = Reporter(tmp_path / "reports.jsonl", ReportTo(socket_path, "secret", "/reports"), SystemClock())
+    with UnixServer(socket_path, Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        again.report(EventKind.ROUND_STARTED, round=4)
+        assert again.flush(10)
+        server.shutdown()
+        thread.join()
+    again.close()
+    assert [(report["seq"], report["data"]["round"]) for report in received] == [
+        (1, 1),
+        (2, 2),
+        (3, 3),
+        (4, 4),
+    ]
