@@ -10,7 +10,7 @@ Require = Callable[[bool, str], None]
 
 @pytest.fixture(scope="session")
 def require() -> Require:
-    """``require(there, what)`` skips the test when ``what`` is missing, or fails it with FLOPS_REQUIRE=all."""
+    """``require(there, what)`` skips the test when ``what`` is missing; with FLOPS_REQUIRE=all it fails."""
 
     def _require(there: bool, what: str) -> None:
         if there:
