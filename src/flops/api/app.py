@@ -1,0 +1,149 @@
+"""The two applications: the REST API, and the one route where services report."""
+
+import os
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Request
+from fastapi.responses import StreamingResponse
+
+from flops import __version__
+from flops.api import problems, schemas
+from flops.api.access import LimitedBody, OwnNamesOnly, bearer_token, only_with
+from flops.api.archive import tar
+from flops.api.data import MAX_UPLOAD_BYTES, UPLOAD_PATH, data_routes
+from flops.api.problems import documented
+from flops.api.projects import project_routes
+from flops.core.ids import project_id
+from flops.manager import Manager, parse_report
+
+_MAX_BODY_BYTES = 1 << 20
+_MAX_REPORTS_BYTES = 64 << 20
+
+
+def create_app(manager: Manager, token: str, stop: Callable[[], None]) -> FastAPI:
+    """The REST API.
+
+    Args:
+        token: what callers have to bring.
+        stop: ends the server, after the answer was sent.
+    """
+    app = FastAPI(
+        title="FLOps",
+        version=__version__,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,  # they load scripts from elsewhere
+        redoc_url=None,
+    )
+    problems.install(app)
+    app.include_router(_health())
+    guarded = [Depends(only_with(token))]
+    for routes in (
+        project_routes(manager),
+        data_routes(manager),
+        _model_routes(manager),
+        _own_routes(manager, stop),
+    ):
+        app.include_router(routes, dependencies=guarded)
+    # The last one added is the first one asked.
+    app.add_middleware(
+        LimitedBody, limit_bytes=lambda path: MAX_UPLOAD_BYTES if path == UPLOAD_PATH else _MAX_BODY_BYTES
+    )
+    app.add_middleware(OwnNamesOnly)
+    _document_problems(app)
+    return app
+
+
+def create_reports_app(manager: Manager) -> FastAPI:
+    """Where services of this machine report; served on a Unix socket in a private folder."""
+    app = FastAPI(title="FLOps reports", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
+    problems.install(app)
+
+    @app.post("/internal/v1/projects/{project}/reports", response_model=schemas.Accepted)
+    def report(project: str, reports: schemas.Reports, request: Request) -> Any:
+        checked = project_id(project)
+        manager.check_reporter(checked, bearer_token(request))
+        parsed = [parse_report(item.seq, item.time, item.kind, item.data) for item in reports.reports]
+        return {"accepted": manager.report(checked, reports.source, parsed)}
+
+    app.add_middleware(LimitedBody, limit_bytes=lambda path: _MAX_REPORTS_BYTES)
+    return app
+
+
+def _health() -> APIRouter:
+    routes = APIRouter(tags=["manager"])
+
+    @routes.get("/v1/health", response_model=schemas.Health)
+    async def health() -> Any:
+        return {"status": "ok", "version": __version__, "pid": os.getpid()}
+
+    return routes
+
+
+def _model_routes(manager: Manager) -> APIRouter:
+    routes = APIRouter(prefix="/v1/models", tags=["models"])
+
+    @routes.get("", response_model=schemas.ModelList, responses=documented())
+    def list_models() -> Any:
+        return {"models": manager.models()}
+
+    @routes.get(
+        "/{name}/versions/{version}/archive",
+        response_class=StreamingResponse,
+        responses=documented(HTTPStatus.NOT_FOUND) | {200: {"content": {"application/x-tar": {}}}},
+        summary="A registered model: MLflow's folder and the bare parameters, as a tar archive",
+    )
+    def archive(name: str, version: int) -> Any:
+        files = manager.model_files(name, version)
+        return StreamingResponse(
+            tar(files),
+            media_type="application/x-tar",
+            headers={"Content-Disposition": f'attachment; filename="model-{version}.tar"'},
+        )
+
+    return routes
+
+
+def _own_routes(manager: Manager, stop: Callable[[], None]) -> APIRouter:
+    routes = APIRouter(tags=["manager"])
+
+    @routes.post(
+        "/v1/ui",
+        response_model=schemas.Ui,
+        responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
+        summary="Start MLflow's GUI on loopback, where it does not run",
+    )
+    def ui() -> Any:
+        return {"url": manager.ui()}
+
+    @routes.post(
+        "/v1/shutdown",
+        status_code=HTTPStatus.ACCEPTED,
+        response_model=schemas.Stopping,
+        responses=documented(HTTPStatus.CONFLICT),
+        summary="End the manager and its services",
+    )
+    def shutdown(
+        tasks: BackgroundTasks, request: Annotated[schemas.ShutdownRequest | None, Depends(_optional)]
+    ) -> Any:
+        manager.shut_down(force=request is not None and request.force)
+        tasks.add_task(stop)
+        return {"status": "stopping"}
+
+    return routes
+
+
+def _optional(request: schemas.ShutdownRequest | None = None) -> schemas.ShutdownRequest | None:
+    return request
+
+
+def _document_problems(app: FastAPI) -> None:
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document = made()
+        document["components"]["schemas"].setdefault("Problem", schemas.Problem.model_json_schema())
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]

@@ -1,0 +1,78 @@
+"""Routes of training data. Tables pass through a temporary file, never through the manager's memory."""
+
+import asyncio
+import tempfile
+from http import HTTPStatus
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+from flops.api import schemas
+from flops.api.problems import documented
+from flops.core.errors import InvalidInputError
+from flops.manager import Manager
+
+MAX_UPLOAD_BYTES = 16 << 30
+UPLOAD_PATH = "/v1/data/fragments"
+
+
+def data_routes(manager: Manager) -> APIRouter:
+    routes = APIRouter(prefix="/v1/data", tags=["data"])
+
+    @routes.post(
+        "/fragments",
+        status_code=HTTPStatus.CREATED,
+        response_model=schemas.FragmentView,
+        responses=documented(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.SERVICE_UNAVAILABLE),
+        openapi_extra={
+            "requestBody": {
+                "required": True,
+                "content": {
+                    "application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}}
+                },
+            }
+        },
+        summary="Store a Parquet file as a fragment",
+    )
+    async def put_fragment(
+        request: Request,
+        tag: Annotated[list[str] | None, Query()] = None,
+        site: str = "local",
+        allow_metrics: bool = False,
+    ) -> Any:
+        if not tag:
+            raise InvalidInputError("a fragment needs a tag - send at least one, as ?tag=NAME")
+        with tempfile.TemporaryDirectory(prefix="upload-", dir=manager.settings.home) as folder:
+            path = Path(folder) / "fragment.parquet"
+            with path.open("wb") as file:
+                async for chunk in request.stream():
+                    await asyncio.to_thread(file.write, chunk)
+            return await asyncio.to_thread(manager.put_fragment, path, tag, site, allow_metrics=allow_metrics)
+
+    @routes.get("/fragments", response_model=schemas.FragmentList, responses=documented())
+    def list_fragments(tag: Annotated[list[str] | None, Query()] = None, site: str | None = None) -> Any:
+        return {"fragments": manager.fragments(tag or [], site)}
+
+    @routes.delete(
+        "/fragments/{fragment}",
+        status_code=HTTPStatus.NO_CONTENT,
+        responses=documented(HTTPStatus.NOT_FOUND),
+    )
+    def drop_fragment(fragment: str) -> Response:
+        manager.drop_fragment(fragment)
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+    @routes.post(
+        "/mock",
+        response_model=schemas.FragmentList,
+        responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
+        summary="Spread a known data set over sites",
+    )
+    def mock(request: schemas.MockRequest) -> Any:
+        sites = request.sites
+        if isinstance(sites, int):
+            sites = [f"site-{number}" for number in range(1, sites + 1)]
+        return {"fragments": manager.mock(request.model_dump() | {"sites": sites})}
+
+    return routes

@@ -1,0 +1,104 @@
+"""Errors as HTTP answers: one table from error class to status, one form (RFC 9457,
+application/problem+json).
+"""
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from flops.api.schemas import Problem
+from flops.core import errors
+from flops.core.errors import FlopsError
+
+log = logging.getLogger(__name__)
+
+STATUS: Mapping[type[FlopsError], HTTPStatus] = {
+    errors.InvalidInputError: HTTPStatus.UNPROCESSABLE_ENTITY,
+    errors.NotFoundError: HTTPStatus.NOT_FOUND,
+    errors.ConflictError: HTTPStatus.CONFLICT,
+    errors.UnauthorizedError: HTTPStatus.UNAUTHORIZED,
+    errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
+    errors.FailedError: HTTPStatus.INTERNAL_SERVER_ERROR,
+    errors.FlopsError: HTTPStatus.INTERNAL_SERVER_ERROR,
+}
+_CODES = {
+    HTTPStatus.NOT_FOUND: errors.NotFoundError.code,
+    HTTPStatus.UNAUTHORIZED: errors.UnauthorizedError.code,
+}
+MEDIA_TYPE = "application/problem+json"
+
+
+def status_of(error: FlopsError) -> HTTPStatus:
+    """The status of the error's class, or of the nearest class above it that has one."""
+    return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)
+
+
+def problem(status: HTTPStatus, code: str, detail: str) -> JSONResponse:
+    body = Problem(
+        type=f"urn:flops:error:{code}",
+        title=status.phrase,
+        status=int(status),
+        detail=detail,
+        code=code,
+    )
+    headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
+    return JSONResponse(body.model_dump(), status, headers, MEDIA_TYPE)
+
+
+def install(app: FastAPI) -> None:
+    """Make every error of the application a problem."""
+    app.add_exception_handler(FlopsError, _of_flops)
+    app.add_exception_handler(RequestValidationError, _of_validation)
+    app.add_exception_handler(HTTPException, _of_http)
+    app.add_exception_handler(Exception, _of_anything)
+
+
+def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
+    """What the OpenAPI document says about a route's errors."""
+    return {
+        int(status): {
+            "description": status.phrase,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        for status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY, *statuses)
+    }
+
+
+async def _of_flops(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, FlopsError)
+    return problem(status_of(error), error.code, str(error))
+
+
+async def _of_validation(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    found = [
+        ".".join(str(part) for part in item["loc"] if part != "body") + f": {item['msg']}"
+        for item in error.errors()
+    ]
+    return problem(
+        HTTPStatus.UNPROCESSABLE_ENTITY, errors.InvalidInputError.code, "; ".join(found).lstrip(": ")
+    )
+
+
+async def _of_http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    status = HTTPStatus(error.status_code)
+    detail = error.detail
+    if detail == status.phrase:
+        detail = f"{request.method} {request.url.path} is not served here - see /v1/openapi.json"
+    return problem(status, _CODES.get(status, errors.InvalidInputError.code), detail)
+
+
+async def _of_anything(request: Request, error: Exception) -> JSONResponse:
+    log.error("%s %s", request.method, request.url.path, exc_info=error)
+    return problem(
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+        FlopsError.code,
+        f"internal error of the manager ({type(error).__name__}) - see its log, and report it",
+    )

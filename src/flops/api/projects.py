@@ -1,0 +1,92 @@
+"""Routes of projects."""
+
+from http import HTTPStatus
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import JSONResponse, StreamingResponse
+
+from flops.api import schemas
+from flops.api.problems import documented
+from flops.api.stream import follow
+from flops.core.errors import InvalidInputError
+from flops.core.ids import project_id
+from flops.manager import Manager
+
+
+def project_routes(manager: Manager) -> APIRouter:
+    routes = APIRouter(prefix="/v1/projects", tags=["projects"])
+
+    @routes.post(
+        "",
+        status_code=HTTPStatus.CREATED,
+        response_model=schemas.ProjectView,
+        responses=documented(),
+        summary="Submit a project",
+    )
+    def submit(submission: schemas.Submission) -> Any:
+        return manager.submit(submission.spec)
+
+    @routes.get("", response_model=schemas.ProjectList, responses=documented())
+    def list_projects() -> Any:
+        return {"projects": manager.projects()}
+
+    @routes.get("/{project}", response_model=schemas.ProjectView, responses=documented(HTTPStatus.NOT_FOUND))
+    def get_project(project: str) -> Any:
+        return manager.project(project_id(project))
+
+    @routes.post(
+        "/{project}/stop",
+        response_model=schemas.ProjectView,
+        responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+        summary="Stop a project; it is 'stopped' within seconds",
+    )
+    def stop_project(project: str) -> Any:
+        return manager.stop(project_id(project))
+
+    @routes.delete(
+        "/{project}",
+        status_code=HTTPStatus.NO_CONTENT,
+        responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+        summary="Forget a project that is at its end; registered models stay",
+    )
+    def remove_project(project: str, force: bool = False) -> Response:
+        manager.remove(project_id(project), force=force)
+        return Response(status_code=HTTPStatus.NO_CONTENT)
+
+    @routes.get(
+        "/{project}/events",
+        response_model=schemas.EventList,
+        responses=documented(HTTPStatus.NOT_FOUND)
+        | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        summary="Events so far, or (follow=true) as they happen",
+    )
+    def events(
+        project: str,
+        after: Annotated[int, Query(ge=0)] = 0,
+        limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
+        follow_on: Annotated[bool, Query(alias="follow")] = False,
+        last_event_id: Annotated[str | None, Header()] = None,
+    ) -> Response:
+        checked = project_id(project)
+        if not follow_on:
+            found = manager.events(checked, after, limit)
+            return JSONResponse({"events": [event.to_json() for event in found]})
+        if last_event_id:
+            if not last_event_id.isdecimal():
+                raise InvalidInputError(f"Last-Event-ID '{last_event_id[:40]}' is not an event's number")
+            after = int(last_event_id)
+        manager.is_over(checked)  # an unknown project is an error, not an empty stream
+        return StreamingResponse(
+            follow(manager, checked, after),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+
+    @routes.get("/{project}/logs", response_model=schemas.Logs, responses=documented(HTTPStatus.NOT_FOUND))
+    def logs(
+        project: str, service: str | None = None, tail: Annotated[int, Query(ge=1, le=100_000)] = 200
+    ) -> Any:
+        return {"logs": manager.logs(project_id(project), service, tail)}
+
+    return routes

@@ -1,0 +1,168 @@
+"""What goes over the wire, as pydantic models; the OpenAPI document is made from them."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 wants it; ``code`` is stable, ``detail`` is for people."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Health(BaseModel):
+    status: Literal["ok"] = "ok"
+    version: str
+    pid: int
+
+
+class Submission(_Request):
+    spec: dict[str, Any]
+    """Our own form or the SLA of the FLOps thesis."""
+
+
+class LearnerView(BaseModel):
+    id: str
+    site: str
+    state: str
+    reason: str | None
+
+
+class ModelRef(BaseModel):
+    name: str
+    version: int
+    uri: str
+
+
+class ServiceView(BaseModel):
+    name: str
+    role: str
+    learner: str | None
+    state: str
+    reason: str | None
+    restarts: int
+    pid: int | None
+
+
+class ProjectView(BaseModel):
+    id: str
+    name: str
+    state: str
+    reason: str | None
+    created: float
+    updated: float
+    finished: float | None
+    spec: dict[str, Any]
+    source: str
+    commit: str | None
+    lock: str | None
+    contract: str | None
+    rounds_done: int
+    rounds_total: int
+    learners: list[LearnerView]
+    metrics: dict[str, float | None] | None
+    best_round: int | None
+    model: ModelRef | None
+    services: list[ServiceView]
+    experiment_url: str | None
+
+
+class ProjectList(BaseModel):
+    projects: list[ProjectView]
+
+
+class EventView(BaseModel):
+    project: str
+    seq: int
+    time: float
+    kind: str
+    data: dict[str, Any]
+
+
+class EventList(BaseModel):
+    events: list[EventView]
+
+
+class Logs(BaseModel):
+    logs: dict[str, str]
+
+
+class FragmentView(BaseModel):
+    id: str
+    site: str
+    tags: list[str]
+    num_examples: int
+    size_bytes: int
+    columns: dict[str, str]
+    allow_metrics: bool
+    created: float
+    content_hash: str
+
+
+class FragmentList(BaseModel):
+    fragments: list[FragmentView]
+
+
+class MockRequest(_Request):
+    dataset: Literal["mnist", "digits"] = "mnist"
+    tags: Annotated[list[str], Field(min_length=1, max_length=100)]
+    sites: Annotated[int, Field(ge=1, le=10_000)] | Annotated[list[str], Field(min_length=1)] = 1
+    """How many (they are called site-1, site-2, ...), or their names."""
+    partition: Literal["iid", "dirichlet"] = "iid"
+    alpha: Annotated[float, Field(gt=0, le=1e6)] = 0.5
+    seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
+    num_examples: Annotated[int, Field(ge=1)] | None = None
+
+
+class ModelView(BaseModel):
+    name: str
+    version: int
+    project: str
+    round: int | None
+    metrics: dict[str, float | None]
+    created: float
+    uri: str
+
+
+class ModelList(BaseModel):
+    models: list[ModelView]
+
+
+class Ui(BaseModel):
+    url: str
+
+
+class ShutdownRequest(_Request):
+    force: bool = False
+    """Stop projects that are not at their end."""
+
+
+class Accepted(BaseModel):
+    """The number of the last report that the manager has."""
+
+    accepted: int
+
+
+class ReportView(_Request):
+    seq: Annotated[int, Field(ge=1)]
+    time: float
+    kind: str
+    data: dict[str, Any] = {}
+
+
+class Reports(_Request):
+    source: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,59}$")]
+    reports: Annotated[list[ReportView], Field(max_length=10_000)]
+
+
+class Stopping(BaseModel):
+    status: Literal["stopping"] = "stopping"

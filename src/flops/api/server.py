@@ -1,0 +1,76 @@
+"""Serving both applications in one event loop until somebody ends it."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from fastapi import FastAPI
+
+from flops.api.app import create_app, create_reports_app
+from flops.manager import Home, Manager
+
+log = logging.getLogger(__name__)
+
+_GRACE_S = 3
+
+
+class _Server(uvicorn.Server):
+    """A server that leaves signals to us: two of them live in one process."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+def serve(manager: Manager, home: Home, api: socket.socket, reports: socket.socket) -> None:
+    """Serve until POST /v1/shutdown, SIGTERM or SIGINT; the address file is there while requests are
+    answered.
+    """
+    asyncio.run(_serve(manager, home, api, reports))
+
+
+async def _serve(manager: Manager, home: Home, api: socket.socket, reports: socket.socket) -> None:
+    loop = asyncio.get_running_loop()
+    servers: list[_Server] = []
+
+    def stop() -> None:
+        manager.broadcast.close()  # event streams end, so that nobody waits for them
+        for server in servers:
+            server.should_exit = True
+
+    def stop_soon() -> None:
+        loop.call_soon_threadsafe(stop)
+
+    servers += [
+        _server(create_app(manager, home.token, stop_soon)),
+        _server(create_reports_app(manager)),
+    ]
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    running = [
+        asyncio.create_task(server.serve(sockets=[listener]))
+        for server, listener in zip(servers, (api, reports), strict=True)
+    ]
+    # Both sockets listen already: whoever comes from now on is answered, a moment later at worst.
+    url = home.announce(api)
+    log.info("listening on %s", url)
+    await asyncio.gather(*running)
+
+
+def _server(app: FastAPI) -> _Server:
+    return _Server(
+        uvicorn.Config(
+            app,
+            lifespan="off",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=_GRACE_S,
+            timeout_keep_alive=30,
+        )
+    )

@@ -1,0 +1,136 @@
+"""`flops data`: the data that learners of this machine train on."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from flops.cli.output import JsonFlag, print_json, print_table, say, size
+
+_SITE_HELP = "The place whose data it is; each place is one learner."
+_ALPHA = 0.5
+TagOptions = Annotated[list[str] | None, typer.Option("--tag", "-t", help="A data tag (repeatable).")]
+
+
+def register(app: typer.Typer) -> None:
+    group = typer.Typer(no_args_is_help=True, help="Put, list and remove training data; mock some.")
+    group.command("put", epilog="Example:\n\nflops data put patients.parquet --tag ward-7 --site clinic-a")(
+        put
+    )
+    group.command("ls")(list_fragments)
+    group.command("rm")(remove)
+    group.command(
+        "mock", epilog="Example:\n\nflops data mock mnist --sites 5 --partition dirichlet --alpha 0.3"
+    )(mock)
+    app.add_typer(group, name="data", rich_help_panel="Data and models")
+
+
+def put(
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILE...", exists=True, dir_okay=False, help="Parquet or CSV files."),
+    ],
+    tag: TagOptions = None,
+    site: Annotated[str, typer.Option(help=_SITE_HELP)] = "local",
+    allow_metrics: Annotated[
+        bool, typer.Option("--allow-metrics", help="Let this data's own metrics be tracked and shown.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Store files as fragments, for learners to find by tag."""
+    from flops.cli.client import parquet_file
+    from flops.cli.session import manager
+
+    if not tag:
+        raise typer.BadParameter("name at least one: learners find data by tag", param_hint="--tag")
+    fragments = []
+    with manager() as client:
+        for file in files:
+            with parquet_file(file) as parquet:
+                fragments.append(client.put_fragment(parquet, tag, site, allow_metrics=allow_metrics))
+    _print(fragments, as_json=as_json)
+
+
+def list_fragments(
+    tag: TagOptions = None,
+    site: Annotated[str | None, typer.Option(help="Only of this place.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List fragments; with tags, those that carry any of them."""
+    from flops.cli.session import manager
+
+    with manager() as client:
+        fragments = client.fragments(tag or [], site)
+    _print(fragments, as_json=as_json)
+
+
+def remove(
+    fragments: Annotated[list[str], typer.Argument(metavar="FRAGMENT...", help="Ids of fragments.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Remove fragments."""
+    from flops.cli.session import manager
+
+    with manager() as client:
+        for fragment in fragments:
+            client.drop_fragment(fragment)
+            if not as_json:
+                say("removed ", (fragment, "bold cyan"))
+    if as_json:
+        print_json({"removed": fragments})
+
+
+def mock(
+    dataset: Annotated[str, typer.Argument(metavar="mnist|digits", help="The known data set.")],
+    tag: TagOptions = None,
+    sites: Annotated[int, typer.Option(min=1, help="Over how many places it is split.")] = 3,
+    partition: Annotated[
+        str | None,
+        typer.Option(metavar="iid|dirichlet", help="How it is split; dirichlet where --alpha is given."),
+    ] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Dirichlet concentration: smaller is more uneven.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
+    num_examples: Annotated[
+        int | None, typer.Option(min=1, help="Examples in all; everything if not given.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Split a known data set over places, tagged with its name or your tags."""
+    from flops.cli.session import manager
+
+    request = {
+        "dataset": dataset,
+        "tags": tag or [dataset],
+        "sites": sites,
+        "partition": partition or ("iid" if alpha is None else "dirichlet"),
+        "alpha": _ALPHA if alpha is None else alpha,
+        "seed": seed,
+        "num_examples": num_examples,
+    }
+    with manager() as client:
+        fragments = client.mock(request)
+    _print(fragments, as_json=as_json)
+
+
+def _print(fragments: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+    if as_json:
+        print_json(fragments)
+        return
+    print_table(
+        ("fragment", "site", "tags", "#examples", "#size", "columns"),
+        [
+            (
+                one["id"],
+                one["site"],
+                ", ".join(one["tags"]),
+                f"{one['num_examples']:,}",
+                size(one["size_bytes"]),
+                ", ".join(one["columns"]),
+            )
+            for one in fragments
+        ],
+        "no data - add some with 'flops data put FILE --tag TAG' or 'flops data mock mnist'",
+    )

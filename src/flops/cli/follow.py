@@ -1,0 +1,120 @@
+"""A project's events as they happen, across restarts of the manager."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from flops.cli.client import ManagerAwayError, ManagerClient
+from flops.core.errors import UnavailableError
+from flops.core.events import EventKind
+
+TERMINAL = frozenset({"finished", "failed", "stopped"})
+"""States after which nothing happens any more."""
+
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
+
+
+@dataclass(frozen=True)
+class ProjectEvent:
+    """An event as it came; ``kind`` is text, so that a newer manager's kinds pass through."""
+
+    seq: int
+    time: float
+    kind: str
+    data: dict[str, Any]
+    json: dict[str, Any]
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> "ProjectEvent":
+        return cls(value["seq"], value["time"], value["kind"], value["data"], value)
+
+    @property
+    def terminal(self) -> bool:
+        return self.kind == EventKind.PROJECT_STATE and self.data.get("state") in TERMINAL
+
+
+@dataclass(frozen=True)
+class Away:
+    """The manager cannot be reached; sent once, until it is back."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Back:
+    """The manager is reached again."""
+
+
+def follow(
+    project: str,
+    find: Callable[[], ManagerClient | None],
+    *,
+    after: int = 0,
+    patience_s: float = 600.0,
+    pause: Callable[[float], None] = time.sleep,
+) -> Iterator[ProjectEvent | Away | Back]:
+    """Every event after ``after``, each once and in order, until the project's end.
+
+    Args:
+        find: the manager, or None while there is none; asked again whenever the stream breaks.
+        patience_s: how long a manager may be away.
+    Raises:
+        UnavailableError: it was away for longer than that.
+        NotFoundError: there is no such project.
+    """
+    seen = after
+    away_since: float | None = None
+    pause_s = _FIRST_PAUSE_S
+    while True:
+        reason = "there is none"
+        try:
+            client = find()
+            if client is not None:
+                with client, client.event_stream(project, seen) as lines:
+                    if away_since is not None:
+                        away_since = None
+                        yield Back()
+                    pause_s = _FIRST_PAUSE_S
+                    for event in read_stream(lines):
+                        if event.seq > seen:
+                            seen = event.seq
+                            yield event
+                        if event.terminal:
+                            return
+                # A manager that shuts down closes its streams first: look again before calling it away.
+                pause(pause_s)
+                continue
+        except ManagerAwayError as error:
+            reason = str(error)
+        except UnavailableError as error:  # it answers, but is starting or ending
+            reason = str(error)
+        now = time.monotonic()
+        if away_since is None:
+            away_since = now
+            yield Away(reason)
+        elif now - away_since > patience_s:
+            raise UnavailableError(
+                f"the manager has been away for {patience_s / 60:.0f} minutes - start it with 'flops up', "
+                f"then come back with 'flops attach {project}'"
+            )
+        pause(pause_s)
+        pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+
+def read_stream(lines: Iterable[str]) -> Iterator[ProjectEvent]:
+    """Parse a text/event-stream; comments (heartbeats) and fields that we do not use are passed over.
+
+    Source:
+        HTML Living Standard, 9.2.6 "Interpreting an event stream".
+    """
+    data: list[str] = []
+    for line in lines:
+        if line:
+            field, _, value = line.partition(":")
+            if field == "data":
+                data.append(value.removeprefix(" "))
+        elif data:
+            yield ProjectEvent.from_json(json.loads("\n".join(data)))
+            data.clear()

@@ -1,0 +1,180 @@
+"""Finding the manager of a FLOPS_HOME, and starting one where none runs."""
+
+import contextlib
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flops.cli.client import ManagerAwayError, ManagerClient
+from flops.core.errors import FailedError, FlopsError, InvalidInputError, UnauthorizedError
+from flops.core.settings import Settings
+
+_LOG_TAIL_LINES = 15
+_LOOK_AGAIN_S = 0.03
+_GRACE_S = 5.0
+
+# Managers outlive this process on purpose; a Popen that is dropped while its process runs would warn.
+_started: list["subprocess.Popen[bytes]"] = []
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a manager said it is."""
+
+    url: str
+    pid: int
+
+
+def settings_here() -> Settings:
+    """The settings of this shell.
+
+    Raises:
+        InvalidInputError: a FLOPS_ variable cannot be read.
+    """
+    try:
+        return Settings.from_environment()
+    except ValueError as error:
+        raise InvalidInputError(
+            f"FLOPS_PORT must be a number (is '{os.environ.get('FLOPS_PORT')}')"
+        ) from error
+
+
+def find(settings: Settings) -> ManagerClient | None:
+    """The running manager of this FLOPS_HOME; None where none answers.
+
+    Whoever listens at the address must name the process that wrote it: a port may have been taken over
+    since, and the token is for the manager alone.
+    """
+    address = _address(settings.address_file)
+    if address is None:
+        return None
+    with ManagerClient(address.url, token="") as anonymous:
+        try:
+            health = anonymous.health()
+        except FlopsError:
+            return None
+    if health.get("pid") != address.pid:
+        return None
+    try:
+        token = settings.token_file.read_text().strip()
+    except OSError as error:
+        raise UnauthorizedError(
+            f"the token of the manager cannot be read ({error}) - only the user who started it can use it"
+        ) from error
+    return ManagerClient(address.url, token)
+
+
+def ensure(
+    settings: Settings,
+    *,
+    port: int | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+    command: Sequence[str] = (sys.executable, "-P", "-m", "flops.manager"),
+    deadline_s: float = 60.0,
+) -> ManagerClient:
+    """The running manager, started first if there is none.
+
+    Several callers at once start one manager: they take turns by a file lock.
+
+    Args:
+        announce: told when a manager is being started, in words for the user.
+        command: what starts a manager; ``--home`` (and ``--port``) is added.
+    Raises:
+        FailedError: it ended or did not answer within the deadline; holds the tail of its log.
+    """
+    if client := find(settings):
+        return client
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _turn(settings.home / "start.lock"):
+        if client := find(settings):
+            return client
+        announce("starting the manager")
+        return _start(settings, port, command, deadline_s)
+
+
+def _start(settings: Settings, port: int | None, command: Sequence[str], deadline_s: float) -> ManagerClient:
+    settings.logs_dir.mkdir(parents=True, exist_ok=True)
+    log = settings.logs_dir / "manager.log"
+    arguments = [*command, "--home", str(settings.home)]
+    if port is not None:
+        arguments += ["--port", str(port)]
+    with log.open("ab") as output:
+        start = output.tell()
+        process = subprocess.Popen(
+            arguments,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=settings.home,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + deadline_s
+    try:
+        while time.monotonic() < deadline:
+            if client := find(settings):
+                _started.append(process)
+                return client
+            if (code := process.poll()) is not None:
+                raise FailedError(
+                    f"the manager could not start (exit code {code}) - its log, {log}, ends with:\n"
+                    + _tail(log, start)
+                )
+            time.sleep(_LOOK_AGAIN_S)
+    except BaseException:
+        _end(process)
+        raise
+    _end(process)
+    raise FailedError(
+        f"the manager did not answer within {deadline_s:g} s and was stopped - its log, {log}, ends with:\n"
+        + _tail(log, start)
+    )
+
+
+def _end(process: "subprocess.Popen[bytes]") -> None:
+    process.terminate()
+    try:
+        process.wait(_GRACE_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def wait_until_gone(settings: Settings, client: ManagerClient, *, deadline_s: float = 20.0) -> bool:
+    """Wait for a manager that was asked to end; False if it still answers at the deadline."""
+    deadline = time.monotonic() + deadline_s
+    while time.monotonic() < deadline:
+        try:
+            client.health(timeout_s=1.0)
+        except ManagerAwayError:
+            if _address(settings.address_file) is None or find(settings) is None:
+                return True
+        time.sleep(_LOOK_AGAIN_S)
+    return False
+
+
+def _address(file: Path) -> Address | None:
+    try:
+        value = json.loads(file.read_text())
+        return Address(url=str(value["url"]), pid=int(value["pid"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # not there yet, or half written by a manager that was killed
+
+
+def _tail(log: Path, start: int) -> str:
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").splitlines()
+    return "\n".join(f"  {line}" for line in lines[-_LOG_TAIL_LINES:]) or "  (nothing)"
+
+
+@contextlib.contextmanager
+def _turn(file: Path) -> Iterator[None]:
+    with file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

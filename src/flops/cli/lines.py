@@ -1,0 +1,154 @@
+"""What stays on the screen: a project's events as lines of text, the same for terminals and pipes."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.text import Text
+
+from flops.cli.follow import ProjectEvent
+from flops.cli.output import clean, duration, number, percent, size
+from flops.cli.progress import Progress
+from flops.core.events import EventKind
+
+_STEP_WIDTH = 18
+_COLUMNS = (("round", 9), ("loss", 10), ("accuracy", 10), ("learners", 10), ("time", 11))
+
+
+class Lines:
+    """Turns events into lines; remembers only which headings it has printed.
+
+    Args:
+        progress: already holds the event that is being told.
+        verbose: tell sub-steps too (where no live status shows them).
+    """
+
+    def __init__(self, progress: Progress, *, verbose: bool) -> None:
+        self._progress = progress
+        self._verbose = verbose
+        self._rounds_headed = False
+
+    def heading(self, project: Mapping[str, Any]) -> Iterator[Text]:
+        text = Text(f"{project['id']}", style="bold cyan")
+        text.append(f"  {clean(project.get('name') or '')}", style="bold")
+        source = project.get("source")
+        if source and source != project.get("name"):
+            text.append(f"  {clean(source)}", style="dim")
+        yield text
+
+    def lines(self, event: ProjectEvent) -> Iterator[Text]:
+        data = event.data
+        match event.kind:
+            case EventKind.STEP_FINISHED:
+                yield self._step(data)
+            case EventKind.STEP_PROGRESS if self._verbose:
+                yield Text(f"    {clean(data.get('step'))}: {clean(data.get('message'))}", "dim")
+            case EventKind.WARNING:
+                yield _attention(f"warning: {clean(data.get('message'))}")
+            case EventKind.TRAINING_WAITING if self._verbose:
+                yield Text(
+                    f"    waiting for learners: {data.get('connected')} of {data.get('needed')} connected",
+                    "dim",
+                )
+            case EventKind.LEARNER_LEFT if not self._progress.training_over:
+                reason = clean(data.get("reason") or "no reason given")
+                yield _attention(f"learner {clean(data.get('learner'))} left - {reason}")
+            case EventKind.UPDATE_REFUSED:
+                yield _attention(
+                    f"round {data.get('round')}: update of {clean(data.get('learner'))} refused - "
+                    f"{clean(data.get('reason'))}"
+                )
+            case EventKind.ROUND_FINISHED:
+                yield from self._round()
+            case EventKind.TRAINING_FAILED:
+                yield Text(f"  x training failed: {clean(data.get('reason'))}", "red")
+
+    def _step(self, data: Mapping[str, Any]) -> Text:
+        text = Text("  \N{CHECK MARK} ", style="green")
+        text.append(clean(data.get("step")).ljust(_STEP_WIDTH), style="default")
+        text.append(duration(float(data.get("duration_s") or 0.0)).rjust(10), style="default")
+        step = self._progress.last_step
+        if step is not None and not self._verbose:
+            text.append(f"  {clean(step.message).splitlines()[0] if step.message else ''}", style="dim")
+        return text
+
+    def _round(self) -> Iterator[Text]:
+        done = self._progress.last_round
+        if done is None:
+            return
+        if not self._rounds_headed:
+            self._rounds_headed = True
+            yield Text("  " + "".join(name.rjust(width) for name, width in _COLUMNS), style="bold")
+        cells = (
+            f"{done.number}/{self._progress.rounds_total}",
+            number(done.metrics.get("loss")),
+            percent(done.metrics.get("accuracy")),
+            f"{done.participants}/{done.cohort}",
+            duration(done.duration_s) if done.duration_s >= 1 else f"{1000 * done.duration_s:.0f} ms",
+        )
+        text = Text("  ")
+        for cell, (name, width) in zip(cells, _COLUMNS, strict=True):
+            short = name == "learners" and done.participants < done.cohort
+            text.append(cell.rjust(width), style="yellow" if short else "default")
+        if done.bytes_up is not None:
+            text.append(f"   {size(done.bytes_down)} down, {size(done.bytes_up)} up", style="dim")
+        yield text
+        for learner, reason in done.left_out.items():
+            yield _attention(f"round {done.number}: {clean(learner)} left out - {clean(reason)}")
+
+
+def _attention(text: str) -> Text:
+    return Text(f"  ! {text}", style="yellow")
+
+
+def result(project: Mapping[str, Any], progress: Progress) -> Iterator[Text]:
+    """The end of a project: what came out, where it is, what to do next."""
+    name, state = project["id"], project["state"]
+    took = ""
+    if progress.started is not None and progress.ended is not None:
+        took = f" in {duration(progress.ended - progress.started)}"
+    yield Text()
+    if state != "finished":
+        text = Text(state, style="bold red" if state == "failed" else "bold yellow")
+        text.append(took, style="default")
+        if project.get("reason"):
+            text.append(f": {clean(project['reason'])}", style="default")
+        yield text
+        yield from _next(
+            ((f"flops logs {name}", "what its services said"), (f"flops show {name}", "all about it"))
+        )
+        return
+    metrics = progress.metrics or project.get("metrics") or {}
+    text = Text("finished", style="bold green")
+    text.append(took, style="default")
+    if metrics:
+        text.append(f": accuracy {percent(metrics.get('accuracy'))}", style="bold default")
+        text.append(f", loss {number(metrics.get('loss'))}", style="default")
+    best = progress.best_round or project.get("best_round")
+    if best is not None:
+        text.append(f" (round {best} of {progress.rounds_total})", style="dim")
+    yield text
+    model = project.get("model") or progress.model
+    if not model:
+        yield from _next(((f"flops show {name}", "all about it"), ("flops ui", "compare runs")))
+        return
+    label = f"{clean(model['name'])}:{clean(model['version'])}"
+    line = Text("model    ")
+    line.append(label, style="bold")
+    line.append(f"  {clean(model.get('uri') or '')}", style="dim")
+    yield line
+    yield from _next(
+        (
+            (f"flops model get {label}", "download the model"),
+            ("flops ui", "compare runs in the browser"),
+            (f"flops show {name}", "all about this project"),
+        )
+    )
+
+
+def _next(commands: tuple[tuple[str, str], ...]) -> Iterator[Text]:
+    width = max(len(command) for command, _ in commands) + 2
+    for index, (command, purpose) in enumerate(commands):
+        text = Text("next     " if index == 0 else " " * 9)
+        text.append(command.ljust(width), style="cyan")
+        text.append(purpose, style="dim")
+        yield text

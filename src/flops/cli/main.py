@@ -1,0 +1,35 @@
+"""The `flops` command itself: what it is called, its panels of commands, and how errors leave it."""
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from flops.cli import data, models, operate, projects, run
+from flops.cli.output import print_error
+from flops.core.errors import FlopsError
+
+app = typer.Typer(
+    name="flops",
+    help="Federated training from a link to a plain ML repository.",
+    epilog="Start with:  flops run REPO --mock mnist",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+run.register(app)
+projects.register(app)
+data.register(app)
+models.register(app)
+operate.register(app)
+
+
+def main() -> NoReturn:
+    """Run the command line of this process; never returns."""
+    try:
+        app()
+    except FlopsError as error:
+        print_error(error, as_json="--json" in sys.argv[1:])
+        sys.exit(1)
+    sys.exit(0)

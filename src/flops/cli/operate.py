@@ -1,0 +1,103 @@
+"""The manager itself: up, down, ui, version."""
+
+from typing import Annotated
+
+import typer
+
+from flops.cli.output import JsonFlag, note, print_json, say
+
+_PANEL = "Manager"
+
+
+def register(app: typer.Typer) -> None:
+    app.command(rich_help_panel="Data and models")(ui)
+    app.command(rich_help_panel=_PANEL)(up)
+    app.command(rich_help_panel=_PANEL)(down)
+    app.command(rich_help_panel=_PANEL)(version)
+
+
+def ui(
+    browse: Annotated[bool, typer.Option("--open", help="Open it in a browser too.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Serve MLflow's GUI on this machine: runs, metrics, models."""
+    from flops.cli.session import manager
+
+    with manager() as client:
+        answer = client.ui()
+    if as_json:
+        print_json(answer)
+    else:
+        say(answer["url"])
+    if browse:
+        import webbrowser
+
+        if not webbrowser.open(answer["url"]):
+            note("no browser could be opened")
+
+
+def up(
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Port of its REST API; any free one if not given.")
+    ] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Start the manager; other commands do so when they need it."""
+    from flops.cli.launch import ensure, find, settings_here
+
+    settings = settings_here()
+    running = find(settings)
+    with running or ensure(settings, port=port, announce=note) as client:
+        health = client.health()
+    if as_json:
+        print_json({"url": client.url, **health})
+        return
+    words = "was running already" if running else "is running"
+    say(f"the manager {words}: {client.url} (pid {health['pid']}), its files are in {settings.home}")
+    if running and port is not None and not client.url.endswith(f":{port}"):
+        note(f"it keeps its port - for port {port}: 'flops down', then 'flops up --port {port}'")
+
+
+def down(
+    force: Annotated[bool, typer.Option("--force", "-f", help="Stop projects that still run.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Stop the manager and what it started."""
+    from flops.cli.launch import find, settings_here, wait_until_gone
+    from flops.core.errors import UnavailableError
+
+    settings = settings_here()
+    client = find(settings)
+    if client is None:
+        _tell_down(was_running=False, as_json=as_json)
+        return
+    with client:
+        client.shutdown(force=force)
+        if not wait_until_gone(settings, client):
+            raise UnavailableError(
+                f"the manager at {client.url} still answers - see {settings.logs_dir / 'manager.log'}"
+            )
+    _tell_down(was_running=True, as_json=as_json)
+
+
+def _tell_down(*, was_running: bool, as_json: bool) -> None:
+    if as_json:
+        print_json({"was_running": was_running})
+    else:
+        say("the manager is stopped" if was_running else "no manager was running")
+
+
+def version(as_json: JsonFlag = False) -> None:
+    """Print the versions of this command and of the running manager."""
+    from flops import __version__
+    from flops.cli.launch import find, settings_here
+
+    client = find(settings_here())
+    running = None
+    if client is not None:
+        with client:
+            running = str(client.health()["version"])
+    if as_json:
+        print_json({"flops": __version__, "manager": running})
+    else:
+        say(f"flops {__version__}" + (f", manager {running}" if running else ", no manager is running"))

@@ -1,0 +1,137 @@
+"""What a project's events so far add up to; knows nothing of terminals."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from flops.cli.follow import ProjectEvent
+from flops.core.events import EventKind
+
+
+@dataclass
+class Step:
+    """One step of preparing or packaging."""
+
+    name: str
+    started: float
+    message: str = ""
+
+
+@dataclass(frozen=True)
+class Round:
+    """One finished round."""
+
+    number: int
+    metrics: Mapping[str, Any]
+    participants: int
+    cohort: int
+    left_out: Mapping[str, str]
+    """Why, by learner: it trained too slowly, failed, or its update was refused."""
+    duration_s: float
+    bytes_down: int | None
+    bytes_up: int | None
+
+
+@dataclass
+class Progress:
+    """A project as far as its events tell, in order."""
+
+    rounds_total: int
+    state: str = "submitted"
+    reason: str | None = None
+    started: float | None = None
+    ended: float | None = None
+    running: dict[str, Step] = field(default_factory=dict)
+    last_step: Step | None = None
+    connected: set[str] = field(default_factory=set)
+    waiting_for: int | None = None
+    deadline_s: float | None = None
+    cohort: int = 0
+    answered: int = 0
+    refused: set[str] = field(default_factory=set)
+    """Learners whose update of this round was refused."""
+    round: int = 0
+    round_started: float | None = None
+    last_round: Round | None = None
+    round_seconds: float = 0.0
+    rounds_seen: int = 0
+    training_over: bool = False
+    best_round: int | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    model: Mapping[str, Any] | None = None
+
+    def apply(self, event: ProjectEvent) -> None:
+        """Take in the next event; kinds that are not known change nothing."""
+        data = event.data
+        if self.started is None:
+            self.started = event.time
+        match event.kind:
+            case EventKind.PROJECT_STATE:
+                self.state, self.reason = str(data.get("state")), data.get("reason")
+                if event.terminal:
+                    self.ended = event.time
+            case EventKind.STEP_STARTED:
+                self.running[str(data["step"])] = Step(str(data["step"]), event.time)
+            case EventKind.STEP_PROGRESS:
+                step = self.running.setdefault(str(data["step"]), Step(str(data["step"]), event.time))
+                step.message = str(data.get("message", ""))
+            case EventKind.STEP_FINISHED:
+                self.last_step = self.running.pop(str(data["step"]), None)
+            case EventKind.LEARNER_CONNECTED:
+                self.connected.add(str(data.get("learner")))
+            case EventKind.LEARNER_LEFT:
+                self.connected.discard(str(data.get("learner")))
+            case EventKind.TRAINING_WAITING:
+                self.waiting_for = data.get("needed")
+                self.deadline_s = data.get("deadline_s")
+            case EventKind.ROUND_STARTED:
+                self.round = int(data.get("round", 0))
+                self.cohort, self.answered = how_many(data.get("cohort")), 0
+                self.waiting_for, self.round_started = None, event.time
+                self.refused = set()
+            case EventKind.UPDATE_RECEIVED:
+                self.answered += 1
+            case EventKind.UPDATE_REFUSED:
+                self.answered += 1
+                self.refused.add(str(data.get("learner")))
+            case EventKind.ROUND_FINISHED:
+                self._finish_round(data)
+            case EventKind.TRAINING_FINISHED:
+                self.training_over, self.best_round = True, data.get("best_round")
+                self.metrics = data.get("metrics") or self.metrics
+            case EventKind.TRAINING_FAILED:
+                self.training_over = True
+            case EventKind.MODEL_REGISTERED:
+                self.model = data
+
+    def _finish_round(self, data: Mapping[str, Any]) -> None:
+        left_out = data.get("left_out") or {}
+        self.last_round = Round(
+            number=int(data.get("round", 0)),
+            metrics=data.get("metrics") or {},
+            participants=how_many(data.get("participants")),
+            cohort=how_many(data.get("cohort")) or self.cohort,
+            left_out={key: text for key, text in left_out.items() if key not in self.refused},
+            duration_s=float(data.get("duration_s") or 0.0),
+            bytes_down=data.get("bytes_down"),
+            bytes_up=data.get("bytes_up"),
+        )
+        self.round, self.round_started = self.last_round.number, None
+        self.metrics = self.last_round.metrics or self.metrics
+        self.round_seconds += self.last_round.duration_s
+        self.rounds_seen += 1
+
+    @property
+    def remaining_s(self) -> float | None:
+        """What the rounds still to come will take at the pace so far."""
+        if not self.rounds_seen or self.last_round is None:
+            return None
+        left = self.rounds_total - self.last_round.number
+        return left * self.round_seconds / self.rounds_seen
+
+
+def how_many(value: Any) -> int:
+    """Events name things one by one or count them; both are fine here."""
+    if isinstance(value, int):
+        return value
+    return len(value) if isinstance(value, list | dict) else 0

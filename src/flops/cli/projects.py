@@ -1,0 +1,267 @@
+"""Looking at projects, and ending them: ls, show, logs, events, stop, rm."""
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flops.cli.output import (
+    JsonFlag,
+    age,
+    clean,
+    console,
+    duration,
+    number,
+    percent,
+    print_json,
+    print_json_line,
+    print_table,
+    say,
+    state_text,
+)
+from flops.cli.session import PROJECT_HELP
+
+if TYPE_CHECKING:
+    from flops.cli.client import ManagerClient
+    from flops.cli.follow import ProjectEvent
+
+_PANEL = "Federated training"
+_STOP_DEADLINE_S = 30.0
+ProjectArgument = Annotated[str, typer.Argument(metavar="ID", help=PROJECT_HELP)]
+ProjectArguments = Annotated[list[str], typer.Argument(metavar="ID...", help=PROJECT_HELP)]
+
+
+def register(app: typer.Typer) -> None:
+    for name, command in (
+        ("ls", list_projects),
+        ("show", show),
+        ("logs", logs),
+        ("events", events),
+        ("stop", stop),
+        ("rm", remove),
+    ):
+        app.command(name, rich_help_panel=_PANEL)(command)
+
+
+def list_projects(as_json: JsonFlag = False) -> None:
+    """List projects, the newest first."""
+    from flops.cli.session import manager
+
+    with manager() as client:
+        found = sorted(client.projects(), key=lambda project: -project["created"])
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("id", "name", "state", "#round", "#accuracy", "created", "remark"),
+        (
+            (
+                project["id"],
+                project["name"] or "",
+                state_text(project["state"]),
+                f"{project['rounds_done']}/{project['rounds_total']}",
+                percent((project.get("metrics") or {}).get("accuracy")),
+                age(project["created"]),
+                _remark(project),
+            )
+            for project in found
+        ),
+        "no projects yet - start one with 'flops run REPO'",
+    )
+
+
+def _remark(project: dict[str, Any]) -> str:
+    if project.get("reason"):
+        return str(project["reason"]).splitlines()[0]
+    model = project.get("model")
+    return f"{model['name']}:{model['version']}" if model else ""
+
+
+def show(project: ProjectArgument, as_json: JsonFlag = False) -> None:
+    """Tell all about one project."""
+    from flops.cli.session import manager
+
+    with manager() as client:
+        found = client.project(project)
+    if as_json:
+        print_json(found)
+        return
+    say((found["id"], "bold cyan"), "  ", (clean(found.get("name") or ""), "bold"))
+    for label, value in _facts(found):
+        say((label.ljust(12), "dim"), clean(value))
+    learners = found.get("learners") or []
+    if learners:
+        say()
+        print_table(
+            ("learner", "site", "state", "reason"),
+            [(one["id"], one["site"], one["state"], one.get("reason") or "") for one in learners],
+            "",
+        )
+    services = found.get("services") or []
+    if services:
+        say()
+        print_table(
+            ("service", "state", "#restarts", "reason"),
+            [
+                (one["name"], one.get("state") or "-", str(one.get("restarts", 0)), one.get("reason") or "")
+                for one in services
+            ],
+            "",
+        )
+
+
+def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    spec = found.get("spec") or {}
+    training = spec.get("training") or {}
+    strategy = training.get("strategy") or {}
+    parameters = ", ".join(f"{key}={value}" for key, value in (strategy.get("parameters") or {}).items())
+    metrics = found.get("metrics") or {}
+    best = found.get("best_round")
+    model = found.get("model")
+    end = found.get("finished") or time.time()
+    facts = [
+        ("state", found["state"] + (f" - {found['reason']}" if found.get("reason") else "")),
+        ("source", found.get("source")),
+        ("commit", found.get("commit")),
+        ("contract", found.get("contract")),
+        ("lock", found.get("lock")),
+        ("data", ", ".join((spec.get("data") or {}).get("tags") or [])),
+        ("strategy", f"{strategy.get('name', '')}{f' ({parameters})' if parameters else ''}"),
+        (
+            "rounds",
+            f"{found['rounds_done']} of {found['rounds_total']}" + (f", best {best}" if best else ""),
+        ),
+        (
+            "metrics",
+            f"accuracy {percent(metrics.get('accuracy'))}, loss {number(metrics.get('loss'))}"
+            if metrics
+            else None,
+        ),
+        ("model", f"{model['name']}:{model['version']}  {model.get('uri') or ''}" if model else None),
+        ("experiment", found.get("experiment_url")),
+        ("created", f"{age(found['created'])}, took {duration(end - found['created'])}"),
+    ]
+    return [(label, str(value)) for label, value in facts if value]
+
+
+def logs(
+    project: ProjectArgument,
+    service: Annotated[
+        str | None, typer.Option(help="One service only, as 'flops show ID' names it.")
+    ] = None,
+    tail: Annotated[int | None, typer.Option(min=1, help="The last lines of each only.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print what a project's services wrote."""
+    from flops.cli.session import manager
+
+    with manager() as client:
+        found = client.logs(project, service, tail)
+    if as_json:
+        print_json(found)
+        return
+    for name, text in found.items():
+        if len(found) > 1:
+            say((f"==> {clean(name)}", "bold"))
+        console().out(clean(text).rstrip("\n"))
+
+
+def events(
+    project: ProjectArgument,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-F", help="Wait for more until the project ends.")
+    ] = False,
+    after: Annotated[int, typer.Option(min=0, help="Only events with a higher number.")] = 0,
+    as_json: JsonFlag = False,
+) -> None:
+    """Print a project's events; with --json one on each line."""
+    from flops.cli.follow import ProjectEvent
+    from flops.cli.session import finder, manager
+
+    with manager() as client:
+        if not follow:
+            for value in client.events(project, after):
+                _print_event(ProjectEvent.from_json(value), as_json=as_json)
+            return
+        client.project(project)
+    _follow_events(project, finder(), after, as_json=as_json)
+
+
+def _follow_events(project: str, find: Any, after: int, *, as_json: bool) -> None:
+    from flops.cli.follow import Away, Back, follow
+    from flops.cli.output import note
+
+    try:
+        for item in follow(project, find, after=after):
+            if isinstance(item, Away):
+                note("manager is away, waiting")
+            elif isinstance(item, Back):
+                note("manager is back")
+            else:
+                _print_event(item, as_json=as_json)
+    except KeyboardInterrupt:
+        note(f"left {project} running")
+
+
+def _print_event(event: "ProjectEvent", *, as_json: bool) -> None:
+    if as_json:
+        print_json_line(event.json)
+        return
+    facts = "  ".join(f"{key}={_short(value)}" for key, value in event.data.items() if value is not None)
+    clock = time.strftime("%H:%M:%S", time.localtime(event.time))
+    say((f"{event.seq:>5} {clock} ", "dim"), (event.kind.ljust(18), "cyan"), clean(facts))
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_short(item)}" for key, item in value.items()) + "}"
+    return str(value)
+
+
+def stop(projects: ProjectArguments, as_json: JsonFlag = False) -> None:
+    """End projects; what they have reached so far stays."""
+    from flops.cli.session import manager
+
+    with manager() as client:
+        for project in projects:
+            client.stop(project)
+        ended = [_wait_for_end(client, project) for project in projects]
+    if as_json:
+        print_json(ended)
+        return
+    for found in ended:
+        say((found["id"], "bold cyan"), "  ", (found["state"], "yellow"))
+
+
+def _wait_for_end(client: "ManagerClient", project: str) -> dict[str, Any]:
+    from flops.cli.follow import TERMINAL
+    from flops.core.errors import UnavailableError
+
+    deadline = time.monotonic() + _STOP_DEADLINE_S
+    while (found := client.project(project))["state"] not in TERMINAL:
+        if time.monotonic() > deadline:
+            raise UnavailableError(
+                f"project {project} is still {found['state']} after {_STOP_DEADLINE_S:.0f} s - "
+                f"see 'flops show {project}'"
+            )
+        time.sleep(0.1)
+    return found
+
+
+def remove(
+    projects: ProjectArguments,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Stop them first.")] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Remove ended projects with their files; registered models stay."""
+    from flops.cli.session import manager
+
+    with manager() as client:
+        for project in projects:
+            client.remove(project, force=force)
+            if not as_json:
+                say("removed ", (project, "bold cyan"))
+    if as_json:
+        print_json({"removed": projects})

@@ -1,0 +1,165 @@
+"""`flops run` and `flops attach`: start a project, watch one."""
+
+from typing import Annotated
+
+import typer
+
+from flops.cli.output import JsonFlag, print_json, say
+from flops.cli.session import PROJECT_HELP
+
+_PANEL = "Federated training"
+_SPEC, _DATA, _TRAINING = "What", "Data", "Training"
+
+
+def register(app: typer.Typer) -> None:
+    app.command(
+        rich_help_panel=_PANEL,
+        epilog="Examples:\n\n"
+        "flops run https://host/me/repo@v1 --tag mnist --rounds 5\n\n"
+        "flops run . --mock mnist --learners 3 --alpha 0.5\n\n"
+        "flops run . --tag mnist --strategy FedProx --strategy-param proximal_mu=0.1\n\n"
+        "flops run --spec sla.json --detach",
+    )(run)
+    app.command(rich_help_panel=_PANEL)(attach)
+
+
+def run(
+    repo: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="REPO",
+            help="git URL or folder; REPO@REF picks a branch, tag or commit.",
+            show_default=False,
+        ),
+    ] = None,
+    spec: Annotated[
+        str | None,
+        typer.Option(
+            "--spec",
+            "-f",
+            metavar="FILE",
+            help="Project specification, YAML or JSON, ours or a thesis SLA; options win ('-': stdin).",
+            rich_help_panel=_SPEC,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="What the project is called.", rich_help_panel=_SPEC)
+    ] = None,
+    flavor: Annotated[
+        str | None,
+        typer.Option(
+            help="sklearn, pytorch, tensorflow, keras or xgboost; found out if not given.",
+            rich_help_panel=_SPEC,
+        ),
+    ] = None,
+    tag: Annotated[
+        list[str] | None,
+        typer.Option("--tag", "-t", help="Train on data with this tag (repeatable).", rich_help_panel=_DATA),
+    ] = None,
+    mock: Annotated[
+        str | None,
+        typer.Option(
+            metavar="mnist|digits", help="Split a known data set over fresh learners.", rich_help_panel=_DATA
+        ),
+    ] = None,
+    partition: Annotated[
+        str | None,
+        typer.Option(metavar="iid|dirichlet", help="How --mock splits.", rich_help_panel=_DATA),
+    ] = None,
+    alpha: Annotated[
+        float | None,
+        typer.Option(help="Dirichlet concentration: smaller is more uneven.", rich_help_panel=_DATA),
+    ] = None,
+    learners: Annotated[
+        int | None,
+        typer.Option("--learners", "-l", help="How many learners.", rich_help_panel=_TRAINING),
+    ] = None,
+    rounds: Annotated[
+        int | None,
+        typer.Option("--rounds", "-r", help="How many rounds.", rich_help_panel=_TRAINING),
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(
+            "--strategy",
+            "-s",
+            help="A Flower strategy, such as FedAvg or FedAdam.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    strategy_param: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="A parameter of it (repeatable).", rich_help_panel=_TRAINING),
+    ] = None,
+    fraction_fit: Annotated[
+        float | None,
+        typer.Option(help="Share of learners that train in a round.", rich_help_panel=_TRAINING),
+    ] = None,
+    min_learners: Annotated[
+        int | None,
+        typer.Option(help="Learners without which no round starts.", rich_help_panel=_TRAINING),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(help="Seed of training, and of --mock's split.", rich_help_panel=_TRAINING),
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Start it, print its id, and return.")
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
+    """Train a repository's model federated, and watch it.
+
+    Ctrl-C leaves the project running; 'flops attach ID' comes back to it.
+    """
+    from flops.cli.live import watch
+    from flops.cli.request import read_spec
+    from flops.cli.session import finder, manager
+
+    if mock is None and spec is None and (partition is not None or alpha is not None):
+        raise typer.BadParameter("--partition and --alpha need --mock")
+    wanted = read_spec(
+        repo,
+        spec,
+        {
+            "name": name,
+            "model.flavor": flavor,
+            "data.tags": tag or None,
+            "data.mock.dataset": mock,
+            "data.mock.partition": partition,
+            "data.mock.alpha": alpha,
+            "data.mock.seed": seed if mock is not None else None,
+            "training.learners": learners,
+            "training.rounds": rounds,
+            "training.strategy.name": strategy,
+            "training.fraction_fit": fraction_fit,
+            "training.min_available_learners": min_learners,
+            "training.min_fit_learners": min_learners,
+            "training.seed": seed,
+        },
+        strategy_param or [],
+    )
+    with manager() as client:
+        project = client.submit(wanted.to_json())
+    if not detach:
+        raise typer.Exit(watch(project, finder(), as_json=as_json))
+    if as_json:
+        print_json(project)
+    else:
+        say((project["id"], "bold cyan"), f"  watch it with 'flops attach {project['id']}'")
+
+
+def attach(
+    project: Annotated[str, typer.Argument(metavar="ID", help=PROJECT_HELP)],
+    as_json: JsonFlag = False,
+) -> None:
+    """Watch a project, from its beginning until its end.
+
+    Ctrl-C leaves the project running.
+    """
+    from flops.cli.live import watch
+    from flops.cli.session import finder, manager
+
+    with manager() as client:
+        found = client.project(project)
+    raise typer.Exit(watch(found, finder(), as_json=as_json))

@@ -1,0 +1,96 @@
+"""``python -m flops.manager --home DIR [--port N]``: one manager, until it is told to end.
+
+The composition root: the only place that knows the floor above. Standard output stays empty; standard error
+carries one JSON object a line, and a plain sentence where the manager cannot start.
+"""
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+
+from flops.api import serve
+from flops.core.errors import FlopsError, InvalidInputError
+from flops.core.settings import Settings
+from flops.manager.home import claim_home
+from flops.manager.manager import Manager
+
+
+class JsonLines(logging.Formatter):
+    """One object a line: time, level, logger, message, and the traceback where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
+            + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a manager; answers the exit code."""
+    try:
+        settings = _settings(arguments)
+        home = claim_home(settings)
+    except FlopsError as error:
+        return _refuse(error)
+    try:
+        try:
+            listeners = home.listen(), home.listen_for_reports()
+        except FlopsError as error:
+            return _refuse(error)
+        _log_to_stderr()
+        manager = Manager(settings)
+        try:
+            manager.start()
+            serve(manager, home, *listeners)
+            if not manager.active():
+                manager.shut_down()
+        finally:
+            manager.close()
+        return 0
+    finally:
+        home.leave()
+
+
+def _settings(arguments: list[str] | None) -> Settings:
+    parser = argparse.ArgumentParser(prog="python -m flops.manager", description="Run a FLOps manager.")
+    parser.add_argument("--home", type=Path, help="FLOPS_HOME; default: the variable, else ~/.flops")
+    parser.add_argument("--port", type=int, help="of the REST API on 127.0.0.1; default: any free one")
+    options = parser.parse_args(arguments)
+    try:
+        settings = Settings.from_environment()
+    except ValueError as error:
+        raise InvalidInputError(f"a FLOPS_ variable cannot be read: {error}") from error
+    if options.home is not None:
+        settings = dataclasses.replace(settings, home=options.home.expanduser().absolute())
+    if options.port is not None:
+        settings = dataclasses.replace(settings, port=options.port)
+    if not 0 <= settings.port < 1 << 16:
+        raise InvalidInputError(f"{settings.port} is no port - use 1 to 65535, or leave it out")
+    return settings
+
+
+def _log_to_stderr() -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonLines())
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+def _refuse(error: FlopsError) -> int:
+    sys.stderr.write(f"{error}\n")
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Who wants to know that something was committed: wakes threads and event loops, and carries no content.
+
+A listener learns only that there may be something new and reads the store; so a wake-up may be given twice,
+or too early, and none is ever lost.
+"""
+
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from flops.core.ids import ProjectId
+
+Listener = Callable[[], None]
+
+
+class Broadcast:
+    """Listeners by project. Safe from any thread; listeners must neither block nor raise."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._listeners: dict[ProjectId, list[Listener]] = {}
+        self.closed = False
+
+    def listen(self, project: ProjectId, listener: Listener) -> Callable[[], None]:
+        """Call ``listener`` after each change of the project, until the answered function is called."""
+        with self._lock:
+            self._listeners.setdefault(project, []).append(listener)
+
+        def end() -> None:
+            with self._lock, suppress(KeyError, ValueError):
+                listeners = self._listeners[project]
+                listeners.remove(listener)
+                if not listeners:
+                    del self._listeners[project]
+
+        return end
+
+    def notify(self, project: ProjectId) -> None:
+        with self._lock:
+            listeners = tuple(self._listeners.get(project, ()))
+        for listener in listeners:
+            listener()
+
+    def close(self) -> None:
+        """Wake everybody for the last time: `closed` is true from now on."""
+        with self._lock:
+            self.closed = True
+            listeners = [item for items in self._listeners.values() for item in items]
+        for listener in listeners:
+            listener()

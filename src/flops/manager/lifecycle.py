@@ -1,0 +1,260 @@
+"""One project's way, one committed step at a time: `Lifecycle.advance` looks at the store and does what is
+next.
+
+Whatever `advance` does may be cut off at any point and is done again by the next call, in this process or in
+the next one; so each effect is idempotent (by service name, by lock hash, by file) and follows the commit
+that says it is wanted.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from flops.core.clock import Clock
+from flops.core.errors import NotFoundError
+from flops.core.events import EventKind
+from flops.core.ids import ProjectId
+from flops.core.settings import Settings
+from flops.core.spec import ProjectSpec, spec_from_mapping
+from flops.manager import deployment
+from flops.manager.cancellation import Cancellation, Places
+from flops.manager.packaging import Packaging
+from flops.manager.rows import Project
+from flops.manager.states import PREPARING_STEPS, Observation, State
+from flops.manager.step_process import StepRunner
+from flops.manager.store import Store
+from flops.manager.supervision import Verdict, judge
+from flops.manager.tracker import Tracker
+from flops.orchestration import Orchestrator
+
+log = logging.getLogger(__name__)
+
+STOP_GRACE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What every project's way needs."""
+
+    settings: Settings
+    store: Store
+    orchestrator: Orchestrator
+    tracker: Tracker
+    clock: Clock
+    step_runner: Callable[[ProjectId], StepRunner]
+    places: Places
+    """Projects that prepare at the same time."""
+    support: Callable[[], None]
+    """Sees to it that the data server and the recorder run."""
+
+
+class Lifecycle:
+    """Advances one project; one thread at a time.
+
+    Args:
+        cancellation: set when the project is to be stopped, or the manager ends: a running step is given up.
+        wake: makes somebody call `advance` again; from any thread.
+    """
+
+    def __init__(
+        self,
+        surroundings: Surroundings,
+        project: ProjectId,
+        cancellation: Cancellation,
+        wake: Callable[[], None],
+    ) -> None:
+        self._all = surroundings
+        self._store = surroundings.store
+        self._project = project
+        self._cancellation = cancellation
+        self._steps: StepRunner | None = None
+        self._packaging = Packaging(
+            surroundings.settings,
+            surroundings.store,
+            surroundings.tracker,
+            surroundings.clock,
+            project,
+            cancellation,
+            surroundings.step_runner,
+            wake,
+        )
+        self.settled = False
+
+    def advance(self) -> bool:
+        """Do what is next; true where there is more to do at once, false where something has to happen first.
+
+        Raises:
+            Superseded, Cancelled: somebody asked for something else meanwhile: call again.
+            FlopsError: the project cannot go on.
+        """
+        project = self._store.project(self._project)
+        match project.state:
+            case State.SUBMITTED:
+                return self._observe(Observation(begun=True))
+            case State.PREPARING:
+                return self._prepare(project)
+            case State.DEPLOYING:
+                return self._deploy(project)
+            case State.TRAINING:
+                return self._train(project)
+            case State.PACKAGING:
+                return self._package(project)
+            case State.STOPPING:
+                self._stop_services()
+                return self._observe(Observation(services_gone=True), "stopped on request")
+            case _:
+                return self._clean_up(project)
+
+    def close(self) -> None:
+        """Nothing that was started here runs on; services do."""
+        self._close_steps()
+        self._packaging.close()
+
+    def _observe(self, seen: Observation, reason: str | None = None) -> bool:
+        self._store.observe(self._project, seen, reason)
+        return True
+
+    def _spec(self) -> ProjectSpec:
+        return spec_from_mapping(deployment.read_spec(self._all.settings, self._project))
+
+    # preparing
+
+    def _prepare(self, project: Project) -> bool:
+        results = self._store.steps(project.id)
+        step = next((step for step in PREPARING_STEPS if step not in results), None)
+        if step is None:
+            self._close_steps()
+            return self._observe(Observation(prepared=True))
+        with self._all.places.take(self._cancellation):
+            if step == "data":
+                self._all.support()
+            self._store.start_step(project.id, step)
+            result = self._run(step, results)
+        learners = deployment.learners_of(result["sites"]) if step == "data" else ()
+        self._store.finish_step(project.id, step, result, learners=learners)
+        return True
+
+    def _run(self, step: str, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
+        if self._steps is None:
+            self._steps = self._all.step_runner(self._project)
+
+        def progress(message: str) -> None:
+            self._store.add_event(self._project, EventKind.STEP_PROGRESS, {"step": step, "message": message})
+
+        return self._steps.run(
+            step,
+            {
+                "home": str(self._all.settings.home),
+                "project": self._project,
+                "spec": deployment.read_spec(self._all.settings, self._project),
+                "results": results,
+            },
+            progress,
+            self._cancellation,
+        )
+
+    def _close_steps(self) -> None:
+        if self._steps is not None:
+            self._steps.close()
+            self._steps = None
+
+    # deploying and training
+
+    def _deploy(self, project: Project) -> bool:
+        learners = self._store.learners(project.id)
+        self._store.want_services(project.id, deployment.services_of(project.id, learners))
+        spec = self._spec()
+        results = self._store.steps(project.id)
+        deployment.write_configurations(self._all.settings, project.id, spec, learners, results)
+        self._all.support()
+        self._all.tracker.begin(project, spec, results)
+        known = {status.name for status in self._all.orchestrator.list(project.id)}
+        for service in self._store.services(project.id):
+            self._cancellation.check()
+            # What ended already is supervision's business, which counts.
+            if service.name not in known:
+                self._all.orchestrator.deploy(
+                    deployment.service_spec(self._all.settings, project.id, service)
+                )
+        return self._observe(Observation(deployed=True))
+
+    def _train(self, project: Project) -> bool:
+        self._packaging.prepare_environment(self._request(project))
+        # Statuses first: whoever has ended by now has reported before, so its report is in the store below.
+        statuses = {status.name: status for status in self._all.orchestrator.list(project.id)}
+        self._all.tracker.ship(project.id)
+        project = self._store.project(project.id)
+        if project.state is not State.TRAINING:
+            return True
+        if project.training is not None:
+            if project.training["outcome"] == "finished":
+                return self._observe(Observation(trained=True))
+            reason = str(project.training.get("reason") or "the aggregator gave no reason")
+            return self._observe(Observation(failed=True), reason)
+        for action in judge(project.id, self._store.services(project.id), statuses, self._last_line):
+            match action.verdict:
+                case Verdict.RESTART:
+                    self._store.count_restart(project.id, action.service.name, action.reason)
+                    self._all.orchestrator.deploy(
+                        deployment.service_spec(self._all.settings, project.id, action.service)
+                    )
+                case Verdict.OVER:
+                    self._store.end_service(project.id, action.service.name, action.reason, warn=True)
+                case Verdict.FAIL:
+                    return self._observe(Observation(failed=True), action.reason)
+        return False
+
+    def _last_line(self, name: Any) -> str:
+        lines = [line.strip() for line in self._all.orchestrator.logs(name, 4096).splitlines()]
+        lines = [line for line in lines if line]
+        return lines[-1][:300] if lines else ""
+
+    # packaging and the end
+
+    def _package(self, project: Project) -> bool:
+        self._stop_services()
+        self._all.support()
+        self._all.tracker.ship(project.id)
+        return self._packaging.advance(project, self._request(project))
+
+    def _request(self, project: Project) -> dict[str, Any]:
+        return {
+            "home": str(self._all.settings.home),
+            "project": project.id,
+            "spec": deployment.read_spec(self._all.settings, project.id),
+            "results": self._store.steps(project.id),
+        }
+
+    def _clean_up(self, project: Project) -> bool:
+        if not project.cleaned:
+            self._stop_services()
+            if self._store.services(project.id):
+                self._end_tracking(project)
+            self._store.set_cleaned(project.id)
+        self.settled = True
+        return False
+
+    def _end_tracking(self, project: Project) -> None:
+        results = self._store.steps(project.id)
+        self._all.tracker.begin(project, self._spec(), results)
+        self._all.tracker.ship(project.id)
+        self._all.tracker.end(project)
+
+    def _stop_services(self) -> None:
+        live = [
+            status.name
+            for status in self._all.orchestrator.list(self._project)
+            if status.state in ("pending", "running")
+        ]
+        if live:
+            self._all.orchestrator.stop_many(live, STOP_GRACE_S)
+
+
+def remove_services(orchestrator: Orchestrator, project: ProjectId) -> None:
+    """Forget a project's services, their logs included."""
+    for status in orchestrator.list(project):
+        try:
+            orchestrator.remove(status.name)
+        except NotFoundError:
+            log.info("service %s was gone already", status.name)

@@ -1,0 +1,410 @@
+"""The manager as its callers see it: projects, data and models; what the REST API speaks to.
+
+Thread-safe. Every request is committed before it has an effect, so a manager that is killed goes on with all
+of it.
+"""
+
+import logging
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flops.core.clock import Clock, SystemClock
+from flops.core.errors import (
+    ConflictError,
+    FlopsError,
+    InvalidInputError,
+    NotFoundError,
+    UnauthorizedError,
+)
+from flops.core.events import Event, EventKind
+from flops.core.ids import ProjectId, ServiceName, new_project_id
+from flops.core.settings import Settings
+from flops.core.spec import ProjectSpec, spec_from_mapping
+from flops.federation import check_strategy
+from flops.manager import choosing, deployment, packaging
+from flops.manager.broadcast import Broadcast
+from flops.manager.cancellation import Cancellation, Places
+from flops.manager.database import open_database
+from flops.manager.lifecycle import Surroundings, remove_services
+from flops.manager.paths import ProjectPaths
+from flops.manager.reconciler import SOON_S, Reconciler
+from flops.manager.reports import Report
+from flops.manager.states import REGISTER, TERMINAL, Observation, State
+from flops.manager.step_process import StepProcess, StepRunner
+from flops.manager.store import Store
+from flops.manager.support import Support
+from flops.manager.tracker import Tracker
+from flops.manager.views import model_view, project_view
+from flops.orchestration import Orchestrator, ProcessOrchestrator
+from flops.tracking import Spool
+
+log = logging.getLogger(__name__)
+
+PREPARING_AT_ONCE = 4
+STOP_TIMEOUT_S = 15.0
+_DATA_CALLS_AT_ONCE = 2
+_ENDING = frozenset({EventKind.TRAINING_FINISHED, EventKind.TRAINING_FAILED})
+
+
+class Manager:
+    """Everything that happens on one FLOPS_HOME. `start` once, `close` at the end.
+
+    Args:
+        orchestrator, step_runner, clock: replaced in tests; default: processes of this machine.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        orchestrator: Orchestrator | None = None,
+        step_runner: Callable[[ProjectId], StepRunner] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self.settings = settings
+        self._clock = clock or SystemClock()
+        for folder in (settings.home, settings.projects_dir, settings.run_dir, settings.logs_dir):
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        settings.run_dir.chmod(0o700)
+        self.broadcast = Broadcast()
+        self._store = Store(open_database(settings.database), self._clock, self.broadcast.notify)
+        self._orchestrator = orchestrator or ProcessOrchestrator(
+            settings.services_dir, settings.logs_dir / "services"
+        )
+        self._support = Support(settings, self._orchestrator)
+        self._spool = Spool(settings.spool_dir)
+        self._tracker = Tracker(self._spool, self._store)
+        self._reconciler = Reconciler(
+            Surroundings(
+                settings=settings,
+                store=self._store,
+                orchestrator=self._orchestrator,
+                tracker=self._tracker,
+                clock=self._clock,
+                step_runner=step_runner or self._step_process,
+                places=Places(PREPARING_AT_ONCE),
+                support=self._support.ensure,
+            )
+        )
+        self._data_calls = threading.BoundedSemaphore(_DATA_CALLS_AT_ONCE)
+        self._closing = Cancellation()
+        self._results = self._spool.listen_for_results()
+        self._results_thread = threading.Thread(
+            target=self._follow_results, name="flops-results", daemon=True
+        )
+
+    def start(self) -> None:
+        """Go on with everything that was left; start what the manager itself needs, in the background."""
+        self._remove_orphans()
+        self._reconciler.start()
+        self._results_thread.start()
+        threading.Thread(target=self._start_support, name="flops-support", daemon=True).start()
+
+    def close(self) -> None:
+        """End the manager; projects and services go on without it."""
+        self.broadcast.close()
+        self._closing.cancel()
+        self._spool.announce_result()
+        self._reconciler.close()
+        self._results_thread.join()
+        self._results.close()
+        self._orchestrator.close()
+        self._store.close()
+
+    # projects
+
+    def submit(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
+        """Take a new project.
+
+        Raises:
+            InvalidInputError: the spec is wrong, or wants what this version cannot do.
+        """
+        spec = spec_from_mapping(mapping)
+        _check_possible(spec)
+        project = new_project_id()
+        deployment.write_spec(self.settings, project, spec)
+        self._store.create_project(
+            project,
+            name=spec.name or _family(spec.redacted_repo),
+            spec=spec.to_json(redacted=True),
+            source=spec.redacted_repo,
+            rounds_total=spec.training.rounds,
+        )
+        self._reconciler.take(project)
+        return self.project(project)
+
+    def project(self, project: ProjectId) -> dict[str, Any]:
+        """Raises: NotFoundError: there is no such project."""
+        row = self._store.project(project)
+        return project_view(
+            row,
+            steps=self._store.steps(project),
+            learners=self._store.learners(project),
+            models=self._store.models(project),
+            services=self._store.services(project),
+            statuses={status.name: status for status in self._orchestrator.list(project)},
+            ui_url=self._support.ui_url(),
+        )
+
+    def projects(self) -> list[dict[str, Any]]:
+        """All projects, the newest first."""
+        return [self.project(row.id) for row in self._store.projects()]
+
+    def stop(self, project: ProjectId) -> dict[str, Any]:
+        """Stop a project; it is `stopping` when this returns, and `stopped` soon after.
+
+        Raises:
+            ConflictError: it is at its end already.
+        """
+        before = self._store.project(project)
+        if before.state is State.STOPPED:
+            return self.project(project)
+        if before.terminal:
+            raise ConflictError(f"project {project} is {before.state} - there is nothing to stop")
+        self._store.observe(project, Observation(stop_requested=True), "stop was requested")
+        self._reconciler.cancel(project)
+        return self.project(project)
+
+    def remove(self, project: ProjectId, *, force: bool = False) -> None:
+        """Forget a project that is at its end: its rows, folder, logs and mock data. Its registered models
+        stay.
+
+        Args:
+            force: stop it first.
+        Raises:
+            ConflictError: it is not at its end.
+        """
+        row = self._store.project(project)
+        if force and not row.terminal:
+            self.stop(project)
+        elif not row.terminal:
+            raise ConflictError(
+                f"project {project} is {row.state} - stop it first with 'flops stop {project}'"
+            )
+        if not self._reconciler.wait_settled(project, STOP_TIMEOUT_S):
+            raise ConflictError(f"project {project} is still being cleaned up - try again")
+        spec = row.spec
+        if (spec.get("data") or {}).get("mock") and "fetch" in self._store.steps(project):
+            self._call_data("data-drop", {"tag": choosing.mock_tag(project)})
+        self._store.delete_project(project)
+        remove_services(self._orchestrator, project)
+        self._tracker.remove(project)
+        shutil.rmtree(ProjectPaths.of(self.settings, project).folder, ignore_errors=True)
+
+    def events(self, project: ProjectId, after: int = 0, limit: int = 1000) -> list[Event]:
+        """Raises: NotFoundError: there is no such project."""
+        return self._store.events(project, after, limit)
+
+    def is_over(self, project: ProjectId) -> bool:
+        """Whether the project is at its end.
+
+        Raises:
+            NotFoundError: there is no such project.
+        """
+        return self._store.project(project).terminal
+
+    def logs(self, project: ProjectId, service: str | None = None, tail_lines: int = 200) -> dict[str, str]:
+        """The last lines of the project's services, by name; what a learner's code printed is under its id.
+
+        Raises:
+            NotFoundError: the project has no such service.
+        """
+        self._store.project(project)
+        found: dict[str, str] = {}
+        for status in self._orchestrator.list(project):
+            found[status.name] = self._orchestrator.logs(ServiceName(status.name), 1 << 20)
+        folder = ProjectPaths.of(self.settings, project).logs
+        for path in sorted(folder.glob("*.log")):
+            found[path.stem] = _tail_of(path)
+        if service is not None:
+            wanted = [name for name in found if service in (name, name.removeprefix(f"{project}-"))]
+            if not wanted:
+                raise NotFoundError(
+                    f"project {project} has no service '{service[:60]}' - it has "
+                    + (", ".join(found) or "none yet")
+                )
+            found = {name: found[name] for name in wanted}
+        return {name: "\n".join(text.splitlines()[-tail_lines:]) for name, text in found.items()}
+
+    # reports of services
+
+    def check_reporter(self, project: ProjectId, token: str) -> None:
+        """Raises: UnauthorizedError: the token is not the project's."""
+        if not deployment.report_token_fits(self.settings, project, token):
+            raise UnauthorizedError(
+                f"the token does not fit project {project} - reports come from its own services only"
+            )
+
+    def report(self, project: ProjectId, source: str, reports: Sequence[Report]) -> int:
+        """Take over reports; answers the last number that was taken over."""
+        accepted = self._store.accept_reports(project, source, reports)
+        kinds = {report.kind for report in reports}
+        self._reconciler.wake(project, 0.0 if kinds & _ENDING else SOON_S)
+        return accepted
+
+    # data
+
+    def put_fragment(
+        self, file: Path, tags: Sequence[str], site: str, *, allow_metrics: bool = False
+    ) -> dict[str, Any]:
+        """Store one Parquet file."""
+        arguments = {
+            "file": str(file),
+            "tags": list(tags),
+            "site": site,
+            "allow_metrics": allow_metrics,
+        }
+        return dict(self._call_data("data-put", arguments)["fragment"])
+
+    def fragments(self, tags: Sequence[str], site: str | None) -> list[dict[str, Any]]:
+        return list(self._call_data("data-list", {"tags": list(tags), "site": site})["fragments"])
+
+    def drop_fragment(self, fragment: str) -> None:
+        """Raises: NotFoundError: there is no such fragment."""
+        self._call_data("data-drop", {"id": fragment})
+
+    def mock(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Spread a known data set over sites; see `flops.data.mock`."""
+        return list(self._call_data("data-mock", arguments)["fragments"])
+
+    # models
+
+    def models(self) -> list[dict[str, Any]]:
+        """Registered models, the newest first."""
+        return [model_view(model) for model in self._store.models()]
+
+    def model_files(self, name: str, version: int) -> list[tuple[str, Path]]:
+        """The files of a registered model, by their names inside it.
+
+        Raises:
+            NotFoundError: there is no such version, or its files are not on this machine.
+        """
+        model = self._store.model(name, version)
+        folder = Path(model.folder) if model.folder else None
+        if folder is None or not folder.is_dir():
+            raise NotFoundError(
+                f"the files of model {name} version {version} are not on this machine - get them from "
+                f"MLflow: {model.uri}"
+            )
+        return [
+            (str(path.relative_to(folder)), path)
+            for path in sorted(folder.rglob("*"))
+            if path.is_file() and not path.is_symlink()
+        ]
+
+    # the manager itself
+
+    def ui(self) -> str:
+        """The address of MLflow's GUI, started where it does not run."""
+        return self._support.ui()
+
+    def shut_down(self, *, force: bool = False) -> None:
+        """Stop the manager's own services; nothing of this FLOPS_HOME runs afterwards but the manager.
+
+        Args:
+            force: stop projects that are not at their end, instead of refusing.
+        Raises:
+            ConflictError: projects are not at their end.
+        """
+        active = [row for row in self._store.projects() if row.state not in TERMINAL]
+        if active and not force:
+            names = ", ".join(row.id for row in active[:5])
+            raise ConflictError(
+                f"{len(active)} project{'s are' if len(active) > 1 else ' is'} not at the end ({names}) - "
+                "stop with 'flops stop ID' first, or use --force"
+            )
+        for row in active:
+            self.stop(row.id)
+        for project in self._store.unsettled():  # also those that have just failed
+            self._reconciler.wait_settled(project, STOP_TIMEOUT_S)
+        self._support.stop()
+
+    def active(self) -> bool:
+        """Whether a project is not at its end."""
+        return any(row.state not in TERMINAL for row in self._store.projects())
+
+    def _step_process(self, project: ProjectId) -> StepRunner:
+        return StepProcess(ProjectPaths.of(self.settings, project).logs / "preparation.log")
+
+    def _call_data(self, step: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        self._support.ensure()
+        with self._data_calls, self._one_step_process() as process:
+            return process.run(
+                step,
+                {"home": str(self.settings.home), "arguments": dict(arguments)},
+                lambda message: log.info("%s: %s", step, message),
+                self._closing,
+            )
+
+    @contextmanager
+    def _one_step_process(self) -> Iterator[StepProcess]:
+        process = StepProcess(self.settings.logs_dir / "data-calls.log")
+        try:
+            yield process
+        finally:
+            process.close()
+
+    def _start_support(self) -> None:
+        try:
+            self._support.ensure()
+        except FlopsError as error:
+            log.warning("%s", error)
+
+    def _follow_results(self) -> None:
+        while not self._closing.is_set:
+            try:
+                self._take_late_results()
+            except FlopsError as error:
+                log.warning("%s", error)
+            self._results.wait(60.0)
+            self._reconciler.wake_all()
+
+    def _take_late_results(self) -> None:
+        """Models that were registered after their project's end, because MLflow was away."""
+        for project in self._store.projects():
+            if (
+                project.state is State.FINISHED
+                and project.tracking is None
+                and REGISTER in self._store.steps(project.id)
+                and (outcome := self._tracker.result(project.id)) is not None
+                and (outcome.model or outcome.artifact)
+            ):
+                packaging.take_over(self.settings, self._store, self._clock, project, outcome)
+
+    def _remove_orphans(self) -> None:
+        """Folders of projects whose submission was cut off before its commit."""
+        known = {row.id for row in self._store.projects()}
+        for folder in self.settings.projects_dir.iterdir():
+            if folder.is_dir() and folder.name not in known:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_possible(spec: ProjectSpec) -> None:
+    if spec.training.mode == "hierarchical":
+        raise InvalidInputError(
+            "training.mode 'hierarchical' is not possible in this version yet - use 'classic'"
+        )
+    if spec.post_training_steps:
+        raise InvalidInputError(
+            "post_training_steps are not possible in this version yet - leave them out; the trained model "
+            "is registered and can be downloaded with 'flops model get'"
+        )
+    check_strategy(spec.training.strategy.name, spec.training.strategy.parameters)
+
+
+def _family(repository: str) -> str:
+    """The repository's own name: projects of it share an experiment."""
+    name = repository.rstrip("/").rsplit("/", 1)[-1].rsplit(":", 1)[-1].removesuffix(".git")
+    name = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in name)
+    return name.strip("._-")[:63] or "project"
+
+
+def _tail_of(path: Path, tail_bytes: int = 1 << 20) -> str:
+    with path.open("rb") as file:
+        size = file.seek(0, 2)
+        file.seek(max(0, size - tail_bytes))
+        return file.read().decode(errors="replace")

@@ -1,0 +1,224 @@
+"""From trained parameters to a registered model: the export's environment, the export, the registration.
+
+The environment is made while training still runs. What goes wrong here never fails a project that was
+trained: a warning tells of it, and the bare parameters are kept.
+"""
+
+import logging
+import os
+import shutil
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from flops.core.clock import Clock
+from flops.core.errors import FlopsError
+from flops.core.events import EventKind
+from flops.core.ids import ProjectId
+from flops.core.settings import Settings
+from flops.manager.cancellation import Cancellation, Cancelled
+from flops.manager.paths import ProjectPaths, models_dir
+from flops.manager.rows import Model, Project
+from flops.manager.states import EXPORT, EXPORT_ENVIRONMENT, REGISTER, Observation
+from flops.manager.step_process import StepRunner
+from flops.manager.store import Store, Superseded
+from flops.manager.tracker import Tracker
+from flops.tracking import Result
+
+log = logging.getLogger(__name__)
+
+REGISTRATION_TIMEOUT_S = 120.0
+
+
+class Packaging:
+    """One project's packaging; `prepare_environment` and `advance` are called by one thread."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        tracker: Tracker,
+        clock: Clock,
+        project: ProjectId,
+        cancellation: Cancellation,
+        step_runner: Callable[[ProjectId], StepRunner],
+        wake: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._tracker = tracker
+        self._clock = clock
+        self._project = project
+        self._cancellation = cancellation
+        self._step_runner = step_runner
+        self._wake = wake
+        self._thread: threading.Thread | None = None
+        self._deadline: float | None = None
+
+    def prepare_environment(self, request: Mapping[str, Any]) -> None:
+        """Begin to make the export's environment, in a thread, where that was not done before."""
+        if self._thread is None and EXPORT_ENVIRONMENT not in request["results"]:
+            self._thread = threading.Thread(
+                target=self._make_environment,
+                args=(dict(request),),
+                name=f"{self._project}-packaging",
+            )
+            self._thread.start()
+
+    def advance(self, project: Project, request: Mapping[str, Any]) -> bool:
+        """Do what is next; see `Lifecycle.advance`."""
+        results = request["results"]
+        if EXPORT_ENVIRONMENT not in results:
+            self.prepare_environment(request)
+            return False
+        if EXPORT not in results:
+            self._export(project, request)
+            return True
+        if REGISTER not in results:
+            return self._register(project, results)
+        self._store.observe(project.id, Observation(packaged=True))
+        return True
+
+    def close(self) -> None:
+        """Wait for the thread, which the cancellation ends."""
+        if self._thread is not None:
+            self._thread.join()
+
+    def _make_environment(self, request: dict[str, Any]) -> None:
+        try:
+            self._run(EXPORT_ENVIRONMENT, request)
+        except (Superseded, Cancelled):
+            log.info("project %s: packaging was given up", self._project)
+        except Exception:
+            log.exception("project %s: packaging", self._project)
+        finally:
+            self._thread = None
+            self._wake()
+
+    def _export(self, project: Project, request: Mapping[str, Any]) -> None:
+        arguments = {
+            "model_file": (project.training or {}).get("model_file"),
+            "name": _model_name(project),
+        }
+        failed = request["results"][EXPORT_ENVIRONMENT].get("error")
+        if failed is None:
+            self._run(EXPORT, {**request, "arguments": arguments})
+        else:
+            self._store.start_step(project.id, EXPORT)
+            self._store.finish_step(project.id, EXPORT, {"error": failed})
+
+    def _run(self, step: str, request: Mapping[str, Any]) -> None:
+        """Run one step; its failure is its result, and a warning."""
+        self._store.start_step(self._project, step)
+        runner = self._step_runner(self._project)
+
+        def progress(message: str) -> None:
+            self._store.add_event(self._project, EventKind.STEP_PROGRESS, {"step": step, "message": message})
+
+        try:
+            result = runner.run(step, request, progress, self._cancellation)
+        except FlopsError as error:
+            warning = f"the model is kept as bare parameters, it could not be exported: {error}"
+            result = {"error": str(error), "warnings": [warning]}
+        finally:
+            runner.close()
+        self._store.finish_step(self._project, step, result)
+
+    # registration
+
+    def _register(self, project: Project, results: Mapping[str, Mapping[str, Any]]) -> bool:
+        """Tell the recorder, and wait for what it makes of it."""
+        parameters = Path((project.training or {})["model_file"])
+        exported = results[EXPORT].get("directory")
+        if self._deadline is None:
+            self._store.start_step(project.id, REGISTER)
+            if exported is None:
+                self._tracker.parameters(project, parameters)
+            else:
+                self._tracker.model(
+                    project,
+                    name=_model_name(project),
+                    directory=exported,
+                    parameters=str(parameters),
+                    tags={
+                        "flops.project": project.id,
+                        "flops.commit": results["fetch"]["commit"],
+                        "flops.lock": results["lock"]["hash"],
+                    },
+                )
+            self._deadline = self._clock.monotonic() + REGISTRATION_TIMEOUT_S
+        outcome = self._tracker.result(project.id)
+        arrived = outcome is not None and (outcome.model or outcome.artifact)
+        if outcome is not None and arrived:
+            take_over(self._settings, self._store, self._clock, project, outcome)
+            self._store.finish_step(project.id, REGISTER, {})
+            return True
+        if outcome is not None and outcome.refused_count:
+            reason = outcome.refused[-1].reason if outcome.refused else "no reason given"
+            return self._give_up(f"the model could not be registered: {reason}")
+        if self._clock.monotonic() >= self._deadline:
+            return self._give_up(
+                "the model is not registered yet, MLflow is away - it will be as soon as MLflow is back"
+            )
+        return False
+
+    def _give_up(self, warning: str) -> bool:
+        self._store.finish_step(self._project, REGISTER, {"warnings": [warning]})
+        return True
+
+
+def take_over(settings: Settings, store: Store, clock: Clock, project: Project, outcome: Result) -> None:
+    """Commit what the recorder says, and see to it that the model outlives the project's folder."""
+    if outcome.run_id is not None:
+        store.set_tracking(
+            project.id,
+            {
+                "run_id": outcome.run_id,
+                "experiment_id": outcome.experiment_id,
+                "page": outcome.page,
+            },
+        )
+    model = outcome.model
+    if model is None:
+        return
+    folder = model.path or _keep(settings, project, model.name, model.version)
+    store.add_model(
+        Model(
+            name=model.name,
+            version=model.version,
+            project=project.id,
+            round=model.round,
+            metrics=(project.training or {}).get("metrics") or project.metrics or {},
+            created=clock.now(),
+            uri=model.uri,
+            folder=str(folder) if folder is not None else None,
+        )
+    )
+
+
+def _model_name(project: Project) -> str:
+    return str((project.spec.get("model") or {}).get("name") or project.name)
+
+
+def _keep(settings: Settings, project: Project, name: str, version: int) -> Path | None:
+    """Keep the exported model and its parameters below ``models``, where MLflow's copy is on another
+    machine.
+    """
+    source = ProjectPaths.of(settings, project.id).export / "model"
+    target = models_dir(settings) / name / str(version)
+    if target.exists() or not source.exists():
+        return target if target.exists() else None
+    aside = target.with_name(f".{version}.new")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(source, aside, copy_function=_link)
+    _link((project.training or {})["model_file"], str(aside / "parameters.safetensors"))
+    aside.rename(target)
+    return target
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)

@@ -1,0 +1,186 @@
+"""The reconciler: one thread for each project that is not settled, asleep until something happens to it.
+
+Wake-ups come from reports, from ends of services and from requests; every few seconds each project looks by
+itself, in case one was missed. A project's thread is the only one that acts on it; whoever wants something
+else commits it and wakes the thread, after setting the cancellation where a step must not go on.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+
+from flops.core.errors import FlopsError, UnavailableError
+from flops.core.ids import ProjectId
+from flops.manager.cancellation import Cancellation, Cancelled
+from flops.manager.lifecycle import Lifecycle, Surroundings
+from flops.manager.states import Observation, State
+from flops.manager.store import Superseded
+from flops.orchestration import ServiceStatus, Subscription
+
+log = logging.getLogger(__name__)
+
+TICK_S = 5.0
+SOON_S = 0.5
+_RETRIES = 5
+
+
+class Reconciler:
+    """All projects' threads."""
+
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._all = surroundings
+        self._lock = threading.Lock()
+        self._tasks: dict[ProjectId, _Task] = {}
+        self._closed = False
+        self._subscription: Subscription | None = None
+
+    def start(self) -> None:
+        """Go on with every project where it was left."""
+        self._subscription = self._all.orchestrator.watch(self._service_changed)
+        for project in self._all.store.unsettled():
+            self.take(project)
+
+    def take(self, project: ProjectId) -> None:
+        """Begin to look after a project."""
+        with self._lock:
+            if self._closed or project in self._tasks:
+                return
+            task = self._tasks[project] = _Task(self._all, project, self._settled)
+        task.start()
+
+    def wake(self, project: ProjectId, delay_s: float = 0.0) -> None:
+        """Something may be new; ``delay_s`` lets several such things be one."""
+        with self._lock:
+            task = self._tasks.get(project)
+        if task is not None:
+            task.wake(delay_s)
+
+    def cancel(self, project: ProjectId) -> None:
+        """Give up what is being done for the project and look at its state, which was committed before."""
+        with self._lock:
+            task = self._tasks.get(project)
+        if task is not None:
+            task.cancellation.cancel()
+            task.wake()
+
+    def wait_settled(self, project: ProjectId, timeout_s: float) -> bool:
+        """Wait until the project is at its end and cleaned up; False at the deadline."""
+        with self._lock:
+            task = self._tasks.get(project)
+        return task is None or task.join(timeout_s)
+
+    def wake_all(self, delay_s: float = 0.0) -> None:
+        with self._lock:
+            tasks = list(self._tasks.values())
+        for task in tasks:
+            task.wake(delay_s)
+
+    def close(self) -> None:
+        """End all threads and the steps they run; projects stay as committed, services run on."""
+        with self._lock:
+            self._closed = True
+            tasks = list(self._tasks.values())
+        if self._subscription is not None:
+            self._subscription.close()
+        for task in tasks:
+            task.close()
+        for task in tasks:
+            task.join(None)
+
+    def _settled(self, project: ProjectId) -> None:
+        with self._lock:
+            self._tasks.pop(project, None)
+
+    def _service_changed(self, status: ServiceStatus) -> None:
+        if not status.live:
+            self.wake(ProjectId(status.project))
+
+
+class _Task:
+    """One project's thread."""
+
+    def __init__(
+        self, surroundings: Surroundings, project: ProjectId, settled: Callable[[ProjectId], None]
+    ) -> None:
+        self.cancellation = Cancellation()
+        self._all = surroundings
+        self._project = project
+        self._settled = settled
+        self._changed = threading.Condition()
+        self._due: float | None = None
+        self._closed = False
+        self._lifecycle = Lifecycle(surroundings, project, self.cancellation, self.wake)
+        self._failures = 0
+        self._failed_before: set[State] = set()
+        self._thread = threading.Thread(target=self._run, name=project, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self, delay_s: float = 0.0) -> None:
+        due = self._all.clock.monotonic() + delay_s
+        with self._changed:
+            if self._due is None or due < self._due:
+                self._due = due
+                self._changed.notify()
+
+    def close(self) -> None:
+        self._closed = True
+        self.cancellation.cancel()
+        self.wake()
+
+    def join(self, timeout_s: float | None) -> bool:
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        try:
+            while not self._closed and not self._lifecycle.settled:
+                with self._changed:
+                    self._due = None
+                pause = self._advance()
+                if pause and not self._lifecycle.settled:
+                    self._sleep(pause)
+        finally:
+            self._lifecycle.close()
+            self._settled(self._project)
+
+    def _advance(self) -> float:
+        """One step of the project; answers how long to sleep at most."""
+        try:
+            more = self._lifecycle.advance()
+        except (Superseded, Cancelled):
+            return 0.0
+        except UnavailableError as error:
+            self._failures += 1
+            log.warning("project %s: %s", self._project, error)
+            if self._failures < _RETRIES:
+                return min(0.2 * 2.0**self._failures, TICK_S)
+            return self._fail(str(error))
+        except FlopsError as error:
+            return self._fail(str(error))
+        except Exception as error:
+            log.exception("project %s", self._project)
+            return self._fail(
+                f"internal error of FLOps: {type(error).__name__}: {error} - see logs/manager.log"
+            )
+        self._failures = 0
+        return 0.0 if more else TICK_S
+
+    def _fail(self, reason: str) -> float:
+        log.warning("project %s: %s", self._project, reason)
+        state = self._all.store.observe(self._project, Observation(failed=True), reason)
+        # Stopping and cleaning up cannot fail, only take another attempt.
+        again = state in self._failed_before
+        self._failed_before.add(state)
+        return TICK_S if again else 0.0
+
+    def _sleep(self, longest_s: float) -> None:
+        monotonic = self._all.clock.monotonic
+        end = monotonic() + longest_s
+        with self._changed:
+            while not self._closed:
+                due = end if self._due is None else min(self._due, end)
+                if (left := due - monotonic()) <= 0:
+                    return
+                self._changed.wait(left)

@@ -1,0 +1,126 @@
+"""Reports of services: checked as something that came from outside, and what each kind changes in the
+tables.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from flops.core.errors import InvalidInputError
+from flops.core.events import EventKind
+from flops.core.ids import ProjectId
+from flops.manager import tables
+
+MAX_REPORTS = 10_000
+MAX_DATA_BYTES = 1 << 20
+
+_ACCEPTED = frozenset(
+    {
+        EventKind.WARNING,
+        EventKind.LEARNER_CONNECTED,
+        EventKind.LEARNER_LEFT,
+        EventKind.TRAINING_WAITING,
+        EventKind.ROUND_STARTED,
+        EventKind.UPDATE_RECEIVED,
+        EventKind.UPDATE_REFUSED,
+        EventKind.ROUND_FINISHED,
+        EventKind.TRAINING_FINISHED,
+        EventKind.TRAINING_FAILED,
+    }
+)
+
+
+@dataclass(frozen=True)
+class Report:
+    """One event as its source tells it; ``seq`` counts the source's own reports from 1."""
+
+    seq: int
+    time: float
+    kind: EventKind
+    data: Mapping[str, Any]
+
+
+def parse_report(seq: int, time: float, kind: str, data: Mapping[str, Any]) -> Report:
+    """Check one report.
+
+    Raises:
+        InvalidInputError: a kind that a service may not report, or data out of bounds.
+    """
+    if kind not in _ACCEPTED:
+        raise InvalidInputError(
+            f"report {seq} is of kind '{kind[:40]}' - a service may report " + ", ".join(sorted(_ACCEPTED))
+        )
+    if seq < 1 or not math.isfinite(time):
+        raise InvalidInputError(f"report {seq} has an impossible number or time")
+    if len(json.dumps(data)) > MAX_DATA_BYTES:
+        raise InvalidInputError(f"report {seq} has more than {MAX_DATA_BYTES} bytes of data")
+    return Report(seq, time, EventKind(kind), {key: _finite(value) for key, value in data.items()})
+
+
+def _finite(value: Any) -> Any:
+    """The value with NaN and infinities as null: JSON has no words for them."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return value
+
+
+def apply_report(connection: Connection, project: ProjectId, report: Report) -> None:
+    """Change what the tables say about the project, inside the transaction that adds the event."""
+    match report.kind:
+        case EventKind.LEARNER_CONNECTED:
+            _set_learner(connection, project, report.data, "connected")
+        case EventKind.LEARNER_LEFT:
+            _set_learner(connection, project, report.data, "left")
+        case EventKind.ROUND_FINISHED:
+            _add_round(connection, project, report)
+        case EventKind.TRAINING_FINISHED:
+            _end_training(connection, project, "finished", report.data)
+        case EventKind.TRAINING_FAILED:
+            _end_training(connection, project, "failed", report.data)
+        case _:
+            pass
+
+
+def _set_learner(connection: Connection, project: ProjectId, data: Mapping[str, Any], state: str) -> None:
+    table = tables.learners
+    connection.execute(
+        sa.update(table)
+        .where(table.c.project == project, table.c.learner == str(data.get("learner")))
+        .values(state=state, reason=data.get("reason"))
+    )
+
+
+def _add_round(connection: Connection, project: ProjectId, report: Report) -> None:
+    number = int(report.data["round"])
+    table = tables.rounds
+    known = connection.execute(
+        sa.select(table.c.number).where(table.c.project == project, table.c.number == number)
+    ).first()
+    if known is None:
+        connection.execute(
+            sa.insert(table).values(
+                project=project, number=number, finished=report.time, data=dict(report.data)
+            )
+        )
+    metrics = report.data.get("metrics") or None
+    values: dict[str, Any] = {"rounds_done": number}
+    if metrics is not None:
+        values["metrics"] = metrics
+    connection.execute(sa.update(tables.projects).where(tables.projects.c.id == project).values(**values))
+
+
+def _end_training(connection: Connection, project: ProjectId, outcome: str, data: Mapping[str, Any]) -> None:
+    connection.execute(
+        sa.update(tables.projects)
+        .where(tables.projects.c.id == project, tables.projects.c.training.is_(None))
+        .values(training={"outcome": outcome, **data}, best_round=data.get("best_round"))
+    )

@@ -1,0 +1,71 @@
+"""What the store gives out: frozen copies of rows, never live objects."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from flops.core.ids import LearnerId, ProjectId, ServiceName
+from flops.manager.states import TERMINAL, State
+
+
+@dataclass(frozen=True)
+class Project:
+    """One row of ``projects``."""
+
+    id: ProjectId
+    name: str
+    state: State
+    reason: str | None
+    spec: dict[str, Any]
+    source: str
+    created: float
+    updated: float
+    finished: float | None
+    last_seq: int
+    spooled_seq: int
+    training: dict[str, Any] | None
+    rounds_done: int
+    rounds_total: int
+    metrics: dict[str, float] | None
+    best_round: int | None
+    tracking: dict[str, Any] | None
+    cleaned: bool
+
+    @property
+    def terminal(self) -> bool:
+        return self.state in TERMINAL
+
+
+@dataclass(frozen=True)
+class Service:
+    """A component that the project wants, or wanted until ``over`` says why not."""
+
+    name: ServiceName
+    role: str
+    learner: LearnerId | None
+    restarts: int = 0
+    over: str | None = None
+
+
+@dataclass(frozen=True)
+class Learner:
+    """A learner and the site whose data it trains on; ``number`` counts from 1."""
+
+    learner: LearnerId
+    number: int
+    site: str
+    state: str = "waiting"
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Model:
+    """A registered version of a model; ``folder`` holds our copy of it, where there is one."""
+
+    name: str
+    version: int
+    project: ProjectId
+    round: int | None
+    metrics: dict[str, float]
+    created: float
+    uri: str
+    folder: str | None

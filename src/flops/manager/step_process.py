@@ -1,0 +1,211 @@
+"""Steps run in a process of their own: heavy imports, big files and crashes stay out of the manager.
+
+The manager (`StepProcess`) writes one JSON line per request to the process's standard input and reads JSON
+lines: progress, then a result or an error. The process leads its own session; giving up means killing all of
+it, uv, git, npm and the user's code included. When its standard input ends (the manager is gone) it does the
+same to itself.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from queue import SimpleQueue
+from typing import IO, Any, Protocol
+
+from flops.core import errors
+from flops.core.errors import FailedError, FlopsError
+from flops.manager.cancellation import Cancellation
+from flops.manager.process_tree import kill_tree
+
+Progress = Callable[[str], None]
+
+_LAST_LINES = 5
+# Errors keep their kind on the way to the manager.
+_KINDS: dict[str, type[FlopsError]] = {
+    kind.code: kind
+    for kind in (
+        errors.InvalidInputError,
+        errors.NotFoundError,
+        errors.ConflictError,
+        errors.UnauthorizedError,
+        errors.UnavailableError,
+        errors.FailedError,
+    )
+}
+
+
+class StepRunner(Protocol):
+    """What runs steps: one at a time, in order."""
+
+    def run(
+        self,
+        step: str,
+        request: Mapping[str, Any],
+        progress: Progress,
+        cancellation: Cancellation,
+    ) -> dict[str, Any]:
+        """Run one step to its end and answer its result.
+
+        Raises:
+            Cancelled: the cancellation was set before the end; nothing of the step runs any more.
+            FlopsError: the step failed.
+        """
+        ...
+
+    def close(self) -> None:
+        """Nothing of the runner is left afterwards."""
+        ...
+
+
+class StepProcess:
+    """The manager's end. Started with the first step; one thread at a time."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+        self._process: subprocess.Popen[str] | None = None
+
+    def run(
+        self,
+        step: str,
+        request: Mapping[str, Any],
+        progress: Progress,
+        cancellation: Cancellation,
+    ) -> dict[str, Any]:
+        cancellation.check()
+        process = self._start()
+        with cancellation.calling(self._kill):
+            answer = self._ask(process, {"step": step, "request": dict(request)}, progress)
+        if answer is None:
+            self.close()
+            cancellation.check()
+            raise FailedError(
+                f"step '{step}' ended without an answer ({_exit_in_words(process.returncode)})"
+                f"{_last_lines(self._log)} - see {self._log}"
+            )
+        if "error" in answer:
+            kind = _KINDS.get(answer["error"]["code"], FailedError)
+            raise kind(answer["error"]["message"])
+        result = answer["result"]
+        assert isinstance(result, dict)
+        return result
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is None:
+            return
+        _kill(process)
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with suppress(OSError):
+                    pipe.close()
+        process.wait()
+
+    def _start(self) -> "subprocess.Popen[str]":
+        if self._process is None or self._process.poll() is not None:
+            self.close()
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            with self._log.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-P", "-m", "flops.manager.step_process"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    text=True,
+                    start_new_session=True,
+                )
+        return self._process
+
+    def _ask(
+        self, process: "subprocess.Popen[str]", question: Mapping[str, Any], progress: Progress
+    ) -> dict[str, Any] | None:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(question) + "\n")
+            process.stdin.flush()
+        except OSError:
+            process.wait()
+            return None
+        for line in process.stdout:
+            answer = json.loads(line)
+            if "progress" not in answer:
+                assert isinstance(answer, dict)
+                return answer
+            progress(str(answer["progress"]))
+        process.wait()
+        return None
+
+    def _kill(self) -> None:
+        if self._process is not None:
+            _kill(self._process)
+
+
+def _kill(process: "subprocess.Popen[str]") -> None:
+    # It is not waited for before it is killed, so the number cannot belong to another process.
+    if process.returncode is None:
+        kill_tree(process.pid)
+
+
+def _exit_in_words(code: int | None) -> str:
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def _last_lines(log: Path) -> str:
+    with suppress(OSError), log.open(errors="replace") as lines:
+        last = [line.strip() for line in deque(lines, _LAST_LINES) if line.strip()]
+        if last:
+            return ": " + last[-1][:300]
+    return ""
+
+
+# The other end
+
+
+def main() -> None:
+    """Read requests from standard input and answer them, until it ends."""
+    from flops.manager.steps import run_step
+
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    # Whatever a library prints must not get between the answers.
+    os.dup2(2, 1)
+    requests: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=_pump, args=(sys.stdin, requests), daemon=True).start()
+    lock = threading.Lock()
+
+    def answer(message: Mapping[str, Any]) -> None:
+        with lock:
+            answers.write(json.dumps(message) + "\n")
+            answers.flush()
+
+    while True:
+        question = json.loads(requests.get())
+        try:
+            result = run_step(
+                question["step"],
+                question["request"],
+                lambda message: answer({"progress": message}),
+            )
+        except FlopsError as error:
+            answer({"error": {"code": error.code, "message": str(error)}})
+        else:
+            answer({"result": result})
+
+
+def _pump(lines: IO[str], requests: "SimpleQueue[str]") -> None:
+    for line in lines:
+        requests.put(line)
+    kill_tree(os.getpid(), itself=False)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

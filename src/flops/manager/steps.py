@@ -1,0 +1,310 @@
+"""What the steps of a project do, in the words of the rooms below: the one place where the manager calls
+them.
+
+Each step takes and gives plain JSON, may be repeated after a crash at any point, and runs in a process of its
+own (`flops.manager.step_process`); so the rooms' imports are heavy here and nowhere else in the manager.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flops.core.errors import FailedError, FlopsError, InvalidInputError
+from flops.core.ids import ProjectId
+from flops.core.settings import Settings
+from flops.core.spec import ProjectSpec, spec_from_mapping
+from flops.manager import choosing
+from flops.manager.paths import ProjectPaths, data_token_file
+from flops.manager.step_process import Progress
+
+if TYPE_CHECKING:
+    from flops.data import DataClient, Fragment
+    from flops.images import Lock
+    from flops.repo import Contract
+
+CHECK_TIMEOUT_S = 300.0
+EXPORT_TIMEOUT_S = 300.0
+# What the user's environment needs in addition so that a model can be written in MLflow's format. Its flavors
+# import pandas, which the skinny package leaves out; skops saves scikit-learn models without pickle.
+_EXPORT_EXTRA = ("mlflow-skinny", "pandas")
+_EXPORT_EXTRA_OF_FLAVOR = {"sklearn": ("skops",)}
+# Of what was added: what loading the model takes too. MLflow names itself.
+_NEEDED_TO_LOAD = ("cloudpickle==", "pandas==", "skops==")
+
+
+@dataclass(frozen=True)
+class Work:
+    """One step's surroundings: the project, its folder, and the results of earlier steps by name."""
+
+    settings: Settings
+    project: ProjectId
+    spec: ProjectSpec
+    results: Mapping[str, Mapping[str, Any]]
+    arguments: Mapping[str, Any]
+    progress: Progress
+
+    @property
+    def paths(self) -> ProjectPaths:
+        return ProjectPaths.of(self.settings, self.project)
+
+
+def run_step(step: str, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Run one step by name.
+
+    Raises:
+        FlopsError: whatever goes wrong, other errors included (their traceback is in the log).
+    """
+    settings = Settings(home=Path(request["home"]))
+    try:
+        if step in DATA_STEPS:
+            return DATA_STEPS[step](settings, request.get("arguments", {}), progress)
+        work = Work(
+            settings,
+            ProjectId(request["project"]),
+            spec_from_mapping(request["spec"]),
+            request.get("results", {}),
+            request.get("arguments", {}),
+            progress,
+        )
+        return PROJECT_STEPS[step](work)
+    except FlopsError:
+        raise
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        raise FailedError(f"step '{step}' failed: {type(error).__name__}: {error}") from error
+
+
+def fetch(work: Work) -> dict[str, Any]:
+    """The repository at one commit."""
+    from flops import repo
+
+    if work.paths.checkout.exists():  # of an attempt that was cut off
+        shutil.rmtree(work.paths.checkout)
+    checkout = repo.fetch(work.spec.repo, work.spec.ref, work.paths.checkout, work.progress)
+    return {
+        "path": str(checkout.path),
+        "commit": checkout.commit,
+        "warnings": list(checkout.warnings),
+    }
+
+
+def check_contract(work: Work) -> dict[str, Any]:
+    """Which contract the repository keeps, and what it says it needs."""
+    contract = _inspect(work)
+    if contract.kind != "flops":
+        raise InvalidInputError(
+            f"'{work.spec.redacted_repo}' is a {contract.kind} app - this version runs repositories with a "
+            "model_manager.py only"
+        )
+    return {"kind": contract.kind, "warnings": list(contract.requirements.warnings)}
+
+
+def lock(work: Work) -> dict[str, Any]:
+    """The repository's dependencies with every version decided."""
+    found = _resolve(work)
+    return {"hash": found.hash, "python": found.python, "warnings": list(found.warnings)}
+
+
+def environment(work: Work) -> dict[str, Any]:
+    """An environment with exactly the lock's packages."""
+    return _environment(work, extra=())
+
+
+def initial_model(work: Work) -> dict[str, Any]:
+    """Initial parameters, from one run of the user's code without data."""
+    from flops import repo
+    from flops.guest import Room
+
+    model = repo.check(
+        Room(Path(work.results["environment"]["python"]), Path(work.results["fetch"]["path"])),
+        work.paths.initial_model,
+        CHECK_TIMEOUT_S,
+    )
+    return {
+        "path": str(model.path),
+        "flavor": model.flavor,
+        "num_parameters": model.layout.num_parameters,
+        "size_bytes": model.layout.nbytes,
+    }
+
+
+def data(work: Work) -> dict[str, Any]:
+    """Mock data where asked for; then who learns: one learner for each site with matching fragments."""
+    tags: list[str] = list(work.spec.data.tags)
+    wanted = work.spec.training.learners
+    mock = work.spec.data.mock
+    if mock is not None:
+        # A tag of its own, so that no other project trains on these sites by accident.
+        tags = [choosing.mock_tag(work.project)]
+        _mock(
+            work.settings,
+            dataset=mock.dataset,
+            tags=tags,
+            sites=[f"{work.project}-{number}" for number in range(1, (wanted or 1) + 1)],
+            partition=mock.partition,
+            alpha=mock.alpha,
+            seed=mock.seed,
+            num_examples=mock.num_examples,
+            progress=work.progress,
+        )
+    with _data_client(work.settings) as client:
+        found = client.list(tags)
+    return {"tags": tags, "sites": choosing.sites(found, tags, wanted)}
+
+
+def export_environment(work: Work) -> dict[str, Any]:
+    """The user's environment plus what writing a model in MLflow's format takes."""
+    return _environment(work, extra=_export_extra(work))
+
+
+def export(work: Work) -> dict[str, Any]:
+    """The best model as a folder in MLflow's format."""
+    from flops.guest import Guest, Room
+
+    if work.paths.export.exists():
+        shutil.rmtree(work.paths.export)
+    directory = work.paths.export / "model"
+    work.paths.export.mkdir(parents=True)
+    room = Room(Path(work.results["export-environment"]["python"]), Path(work.results["fetch"]["path"]))
+    fd = os.open(work.arguments["model_file"], os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        with Guest.start(room, log=work.paths.logs / "export.log") as guest:
+            guest.load(EXPORT_TIMEOUT_S)
+            exported = guest.export(
+                fd,
+                directory,
+                _flavor(work),
+                work.arguments["name"],
+                _model_requirements(work),
+                EXPORT_TIMEOUT_S,
+            )
+    finally:
+        os.close(fd)
+    # Without a flavor there is no model in MLflow's format: the warnings say so, the parameters are kept.
+    made = (directory / "MLmodel").exists()
+    return {
+        "directory": str(directory) if made else None,
+        "flavor": exported.flavor,
+        "warnings": list(exported.warnings),
+    }
+
+
+def data_put(settings: Settings, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Put one Parquet file as a fragment."""
+    from flops.data import read_table
+
+    with _data_client(settings) as client:
+        fragment = client.put(
+            read_table(Path(arguments["file"])),
+            arguments["tags"],
+            arguments["site"],
+            allow_metrics=arguments["allow_metrics"],
+        )
+    return {"fragment": fragment.to_json()}
+
+
+def data_list(settings: Settings, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """List fragments with any of the tags."""
+    with _data_client(settings) as client:
+        found = client.list(arguments["tags"], arguments["site"])
+    return {"fragments": [fragment.to_json() for fragment in found]}
+
+
+def data_drop(settings: Settings, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Drop fragments, by id or by tag."""
+    with _data_client(settings) as client:
+        if "id" in arguments:
+            client.drop(arguments["id"])
+        else:
+            client.drop(tags=[arguments["tag"]])
+    return {}
+
+
+def data_mock(settings: Settings, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
+    """Partition a known data set over sites."""
+    fragments = _mock(settings, **arguments, progress=progress)
+    return {"fragments": [fragment.to_json() for fragment in fragments]}
+
+
+PROJECT_STEPS: dict[str, Callable[[Work], dict[str, Any]]] = {
+    "fetch": fetch,
+    "check-contract": check_contract,
+    "lock": lock,
+    "environment": environment,
+    "initial-model": initial_model,
+    "data": data,
+    "export-environment": export_environment,
+    "export": export,
+}
+DATA_STEPS: dict[str, Callable[[Settings, Mapping[str, Any], Progress], dict[str, Any]]] = {
+    "data-put": data_put,
+    "data-list": data_list,
+    "data-drop": data_drop,
+    "data-mock": data_mock,
+}
+
+
+def _flavor(work: Work) -> str | None:
+    return work.spec.model.flavor or work.results["initial-model"].get("flavor")
+
+
+def _export_extra(work: Work) -> tuple[str, ...]:
+    return _EXPORT_EXTRA + _EXPORT_EXTRA_OF_FLAVOR.get(_flavor(work) or "", ())
+
+
+def _model_requirements(work: Work) -> list[str]:
+    """The lock of the learners, and what the saved model needs to be loaded with it."""
+    own = _resolve(work).packages
+    added = _resolve(work, _export_extra(work)).packages
+    return sorted({*own, *(pin for pin in added if pin.startswith(_NEEDED_TO_LOAD))})
+
+
+def _inspect(work: Work) -> "Contract":
+    from flops import repo
+
+    return repo.inspect(Path(work.results["fetch"]["path"]))
+
+
+def _resolve(work: Work, extra: tuple[str, ...] = ()) -> "Lock":
+    """Resolved once for the same requirements; then read from the cache of locks."""
+    from flops import images
+
+    wanted = _inspect(work).requirements
+    return images.resolve(
+        wanted.packages,
+        cache=work.settings.locks_dir,
+        python=wanted.python,
+        extra=extra,
+        progress=work.progress,
+    )
+
+
+def _environment(work: Work, extra: tuple[str, ...]) -> dict[str, Any]:
+    from flops import images
+
+    found = _resolve(work, extra)
+    made = images.ensure_environment(found, work.settings.environments_dir, progress=work.progress)
+    return {
+        "python": str(made.python),
+        "hash": made.hash,
+        "created": made.created,
+        "warnings": list(found.warnings) if extra else [],
+    }
+
+
+def _data_client(settings: Settings) -> "DataClient":
+    from flops.data import DataClient, read_token, unix_location
+
+    return DataClient(unix_location(settings.data_socket), read_token(data_token_file(settings)))
+
+
+def _mock(settings: Settings, *, progress: Progress, **arguments: Any) -> "list[Fragment]":
+    from flops.data import mock
+
+    with _data_client(settings) as client:
+        return mock(client, datasets_dir=settings.datasets_dir, progress=progress, **arguments)

@@ -1,0 +1,463 @@
+"""The store: what the manager knows, committed before anything is done about it.
+
+A change of a project's state and the event that tells of it are one transaction. Every method is one
+transaction, safe to call from any thread; ``on_change`` is called after the commit, in the caller's thread.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection, Engine
+
+from flops.core.clock import Clock, SystemClock
+from flops.core.errors import ConflictError, NotFoundError
+from flops.core.events import Event, EventKind
+from flops.core.ids import LearnerId, ProjectId, ServiceName
+from flops.manager import tables
+from flops.manager.database import reading, writing
+from flops.manager.reports import Report, apply_report
+from flops.manager.rows import Learner, Model, Project, Service
+from flops.manager.states import TERMINAL, Observation, State, next_state
+
+
+class Superseded(Exception):
+    """What was to be written belongs to a state that the project has left."""
+
+
+class Store:
+    """All of the manager's durable knowledge, in one database."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Clock | None = None,
+        on_change: Callable[[ProjectId], None] = lambda project: None,
+    ) -> None:
+        self._engine = engine
+        self._clock = clock or SystemClock()
+        self.on_change = on_change
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    # projects
+
+    def create_project(
+        self,
+        project: ProjectId,
+        *,
+        name: str,
+        spec: Mapping[str, Any],
+        source: str,
+        rounds_total: int,
+    ) -> Project:
+        now = self._clock.now()
+        with writing(self._engine) as connection:
+            connection.execute(
+                sa.insert(tables.projects).values(
+                    id=project,
+                    name=name,
+                    state=State.SUBMITTED.value,
+                    spec=dict(spec),
+                    source=source,
+                    created=now,
+                    updated=now,
+                    last_seq=0,
+                    spooled_seq=0,
+                    rounds_done=0,
+                    rounds_total=rounds_total,
+                    cleaned=False,
+                )
+            )
+            self._add_event(
+                connection,
+                project,
+                EventKind.PROJECT_STATE,
+                {"state": State.SUBMITTED.value, "reason": None},
+            )
+            row = self._project(connection, project)
+        self.on_change(project)
+        return row
+
+    def project(self, project: ProjectId) -> Project:
+        """Raises: NotFoundError: there is no such project."""
+        with reading(self._engine) as connection:
+            return self._project(connection, project)
+
+    def projects(self) -> list[Project]:
+        """All projects, the newest first."""
+        query = sa.select(tables.projects).order_by(tables.projects.c.created.desc(), tables.projects.c.id)
+        with reading(self._engine) as connection:
+            return [_to_project(row) for row in connection.execute(query)]
+
+    def unsettled(self) -> list[ProjectId]:
+        """Projects that still need the reconciler: not at their end, or not cleaned up after it."""
+        table = tables.projects
+        query = (
+            sa.select(table.c.id)
+            .where(table.c.state.not_in([s.value for s in TERMINAL]) | table.c.cleaned.is_(False))
+            .order_by(table.c.created)
+        )
+        with reading(self._engine) as connection:
+            return [ProjectId(row.id) for row in connection.execute(query)]
+
+    def observe(self, project: ProjectId, seen: Observation, reason: str | None = None) -> State:
+        """Commit the state that follows from what was seen, with its event; nothing where none follows."""
+        with writing(self._engine) as connection:
+            state = self._state(connection, project)
+            following = next_state(state, seen)
+            if following is state:
+                return state
+            now = self._clock.now()
+            connection.execute(
+                sa.update(tables.projects)
+                .where(tables.projects.c.id == project)
+                .values(
+                    state=following.value,
+                    reason=reason,
+                    updated=now,
+                    finished=now if following in TERMINAL else None,
+                )
+            )
+            self._add_event(
+                connection,
+                project,
+                EventKind.PROJECT_STATE,
+                {"state": following.value, "reason": reason},
+            )
+        self.on_change(project)
+        return following
+
+    def set_cleaned(self, project: ProjectId) -> None:
+        self._update(project, cleaned=True)
+
+    def set_tracking(self, project: ProjectId, tracking: Mapping[str, Any]) -> None:
+        self._update(project, tracking=dict(tracking))
+
+    def set_spooled(self, project: ProjectId, seq: int) -> None:
+        self._update(project, spooled_seq=seq)
+
+    def delete_project(self, project: ProjectId) -> None:
+        """Raises: ConflictError: the project is not at its end, or not cleaned up yet."""
+        with writing(self._engine) as connection:
+            row = self._project(connection, project)
+            if not row.terminal or not row.cleaned:
+                raise ConflictError(
+                    f"project {project} is {row.state} - stop it first with 'flops stop {project}'"
+                )
+            connection.execute(sa.delete(tables.projects).where(tables.projects.c.id == project))
+        self.on_change(project)
+
+    # steps
+
+    def steps(self, project: ProjectId) -> dict[str, dict[str, Any]]:
+        """Results of the finished steps by name."""
+        table = tables.steps
+        query = sa.select(table).where(table.c.project == project, table.c.finished.is_not(None))
+        with reading(self._engine) as connection:
+            return {row.name: dict(row.result or {}) for row in connection.execute(query)}
+
+    def start_step(self, project: ProjectId, step: str) -> None:
+        """Note that the step runs. Its event is written once, however often the step is repeated.
+
+        Raises:
+            Superseded: the project was stopped, or is at its end.
+        """
+        table = tables.steps
+        with writing(self._engine) as connection:
+            self._check_alive(connection, project)
+            known = connection.execute(
+                sa.select(table.c.name).where(table.c.project == project, table.c.name == step)
+            ).first()
+            if known is not None:
+                return
+            connection.execute(sa.insert(table).values(project=project, name=step, started=self._clock.now()))
+            self._add_event(connection, project, EventKind.STEP_STARTED, {"step": step})
+        self.on_change(project)
+
+    def finish_step(
+        self,
+        project: ProjectId,
+        step: str,
+        result: Mapping[str, Any],
+        *,
+        learners: Sequence[Learner] = (),
+    ) -> None:
+        """Commit a step's result, its events (``warnings`` of the result too), and the learners it chose.
+
+        Raises:
+            Superseded: the project was stopped, or is at its end.
+        """
+        table = tables.steps
+        with writing(self._engine) as connection:
+            self._check_alive(connection, project)
+            row = connection.execute(
+                sa.select(table).where(table.c.project == project, table.c.name == step)
+            ).one()
+            if row.finished is not None:
+                return
+            now = self._clock.now()
+            connection.execute(
+                sa.update(table)
+                .where(table.c.project == project, table.c.name == step)
+                .values(finished=now, result=dict(result))
+            )
+            for learner in learners:
+                connection.execute(sa.insert(tables.learners).values(project=project, **vars(learner)))
+            for message in result.get("warnings", ()):
+                self._add_event(connection, project, EventKind.WARNING, {"message": message})
+            self._add_event(
+                connection,
+                project,
+                EventKind.STEP_FINISHED,
+                {"step": step, "duration_s": round(now - row.started, 3)},
+            )
+        self.on_change(project)
+
+    # services and learners
+
+    def want_services(self, project: ProjectId, services: Iterable[Service]) -> None:
+        """Note which services the project is going to have; names that are known already stay as they are.
+
+        Raises:
+            Superseded: the project was stopped, or is at its end.
+        """
+        with writing(self._engine) as connection:
+            self._check_alive(connection, project)
+            known = {service.name for service in self._services(connection, project)}
+            for service in services:
+                if service.name not in known:
+                    connection.execute(sa.insert(tables.services).values(project=project, **vars(service)))
+        self.on_change(project)
+
+    def services(self, project: ProjectId) -> list[Service]:
+        with reading(self._engine) as connection:
+            return self._services(connection, project)
+
+    def count_restart(self, project: ProjectId, name: ServiceName, reason: str) -> None:
+        """Commit that a service is going to be started once more, with a warning event."""
+        table = tables.services
+        with writing(self._engine) as connection:
+            self._check_alive(connection, project)
+            connection.execute(
+                sa.update(table)
+                .where(table.c.project == project, table.c.name == name)
+                .values(restarts=table.c.restarts + 1)
+            )
+            self._add_event(connection, project, EventKind.WARNING, {"message": reason})
+        self.on_change(project)
+
+    def end_service(self, project: ProjectId, name: ServiceName, why: str, *, warn: bool) -> None:
+        """Commit that a service is over for good."""
+        table = tables.services
+        with writing(self._engine) as connection:
+            changed = connection.execute(
+                sa.update(table)
+                .where(table.c.project == project, table.c.name == name, table.c.over.is_(None))
+                .values(over=why)
+            )
+            if warn and changed.rowcount and self._state(connection, project) not in TERMINAL:
+                self._add_event(connection, project, EventKind.WARNING, {"message": why})
+        self.on_change(project)
+
+    def learners(self, project: ProjectId) -> list[Learner]:
+        table = tables.learners
+        query = sa.select(table).where(table.c.project == project).order_by(table.c.number)
+        with reading(self._engine) as connection:
+            return [
+                Learner(LearnerId(row.learner), row.number, row.site, row.state, row.reason)
+                for row in connection.execute(query)
+            ]
+
+    def rounds(self, project: ProjectId) -> list[dict[str, Any]]:
+        """Data of the finished rounds, in order."""
+        table = tables.rounds
+        query = sa.select(table.c.data).where(table.c.project == project).order_by(table.c.number)
+        with reading(self._engine) as connection:
+            return [dict(row.data) for row in connection.execute(query)]
+
+    # events
+
+    def add_event(self, project: ProjectId, kind: EventKind, data: Mapping[str, Any]) -> None:
+        """Raises: Superseded: the project was stopped, or is at its end."""
+        with writing(self._engine) as connection:
+            self._check_alive(connection, project)
+            self._add_event(connection, project, kind, data)
+        self.on_change(project)
+
+    def events(self, project: ProjectId, after: int = 0, limit: int = 1000) -> list[Event]:
+        """Up to ``limit`` events behind number ``after``, in order.
+
+        Raises:
+            NotFoundError: there is no such project.
+        """
+        table = tables.events
+        query = (
+            sa.select(table)
+            .where(table.c.project == project, table.c.seq > after)
+            .order_by(table.c.seq)
+            .limit(limit)
+        )
+        with reading(self._engine) as connection:
+            self._state(connection, project)
+            return [
+                Event(project, row.seq, row.time, EventKind(row.kind), row.data)
+                for row in connection.execute(query)
+            ]
+
+    def accept_reports(self, project: ProjectId, source: str, reports: Sequence[Report]) -> int:
+        """Take over what a service reports, each report once, and answer the last number taken over.
+
+        Reports that arrive after the project's end are acknowledged, so that the sender can end, and dropped.
+        """
+        table = tables.report_sources
+        with writing(self._engine) as connection:
+            state = self._state(connection, project)
+            known = connection.execute(
+                sa.select(table.c.last_seq).where(table.c.project == project, table.c.source == source)
+            ).first()
+            last = known.last_seq if known else 0
+            fresh = sorted((report for report in reports if report.seq > last), key=lambda report: report.seq)
+            if not fresh:
+                return int(last)
+            if known is None:
+                connection.execute(
+                    sa.insert(table).values(project=project, source=source, last_seq=fresh[-1].seq)
+                )
+            else:
+                connection.execute(
+                    sa.update(table)
+                    .where(table.c.project == project, table.c.source == source)
+                    .values(last_seq=fresh[-1].seq)
+                )
+            if state not in TERMINAL:
+                for report in fresh:
+                    apply_report(connection, project, report)
+                    self._add_event(connection, project, report.kind, report.data, time=report.time)
+        self.on_change(project)
+        return fresh[-1].seq
+
+    # models
+
+    def add_model(self, model: Model) -> None:
+        """Commit a registered model with its event; nothing where it is known already."""
+        table = tables.models
+        with writing(self._engine) as connection:
+            known = connection.execute(
+                sa.select(table.c.name).where(table.c.name == model.name, table.c.version == model.version)
+            ).first()
+            if known is not None:
+                return
+            connection.execute(sa.insert(table).values(**vars(model)))
+            self._add_event(
+                connection,
+                model.project,
+                EventKind.MODEL_REGISTERED,
+                {
+                    "name": model.name,
+                    "version": model.version,
+                    "round": model.round,
+                    "uri": model.uri,
+                },
+            )
+        self.on_change(model.project)
+
+    def models(self, project: ProjectId | None = None) -> list[Model]:
+        """Registered models, the newest first."""
+        table = tables.models
+        query = sa.select(table).order_by(table.c.created.desc())
+        if project is not None:
+            query = query.where(table.c.project == project)
+        with reading(self._engine) as connection:
+            return [_to_model(row) for row in connection.execute(query)]
+
+    def model(self, name: str, version: int) -> Model:
+        """Raises: NotFoundError: there is no such version."""
+        table = tables.models
+        query = sa.select(table).where(table.c.name == name, table.c.version == version)
+        with reading(self._engine) as connection:
+            row = connection.execute(query).first()
+        if row is None:
+            raise NotFoundError(
+                f"there is no version {version} of a model '{name[:80]}' - see 'flops models'"
+            )
+        return _to_model(row)
+
+    # inside a transaction
+
+    def _project(self, connection: Connection, project: ProjectId) -> Project:
+        row = connection.execute(sa.select(tables.projects).where(tables.projects.c.id == project)).first()
+        if row is None:
+            raise NotFoundError(f"there is no project {project} - see 'flops ls'")
+        return _to_project(row)
+
+    def _state(self, connection: Connection, project: ProjectId) -> State:
+        state = connection.execute(
+            sa.select(tables.projects.c.state).where(tables.projects.c.id == project)
+        ).scalar()
+        if state is None:
+            raise NotFoundError(f"there is no project {project} - see 'flops ls'")
+        return State(state)
+
+    def _check_alive(self, connection: Connection, project: ProjectId) -> None:
+        state = self._state(connection, project)
+        if state is State.STOPPING or state in TERMINAL:
+            raise Superseded(f"project {project} is {state}")
+
+    def _services(self, connection: Connection, project: ProjectId) -> list[Service]:
+        table = tables.services
+        query = sa.select(table).where(table.c.project == project).order_by(table.c.name)
+        return [
+            Service(
+                ServiceName(row.name),
+                row.role,
+                LearnerId(row.learner) if row.learner else None,
+                row.restarts,
+                row.over,
+            )
+            for row in connection.execute(query)
+        ]
+
+    def _add_event(
+        self,
+        connection: Connection,
+        project: ProjectId,
+        kind: EventKind,
+        data: Mapping[str, Any],
+        time: float | None = None,
+    ) -> None:
+        table = tables.projects
+        now = self._clock.now()
+        # The write lock is held, so reading and raising the number is one thing.
+        seq = connection.execute(sa.select(table.c.last_seq).where(table.c.id == project)).scalar()
+        if seq is None:  # a late registration of a removed project's model
+            return
+        connection.execute(
+            sa.update(table).where(table.c.id == project).values(last_seq=seq + 1, updated=now)
+        )
+        connection.execute(
+            sa.insert(tables.events).values(
+                project=project,
+                seq=seq + 1,
+                time=now if time is None else time,
+                kind=kind.value,
+                data=dict(data),
+            )
+        )
+
+    def _update(self, project: ProjectId, **values: Any) -> None:
+        with writing(self._engine) as connection:
+            connection.execute(
+                sa.update(tables.projects).where(tables.projects.c.id == project).values(**values)
+            )
+        self.on_change(project)
+
+
+def _to_project(row: sa.Row[Any]) -> Project:
+    values = dict(row._mapping)
+    return Project(**(values | {"state": State(values["state"])}))
+
+
+def _to_model(row: sa.Row[Any]) -> Model:
+    return Model(**dict(row._mapping))

@@ -1,0 +1,144 @@
+"""The manager's tables. Change them together with a new file in ``migrations/versions``.
+
+What is asked for most often is kept where it is read in one row (``projects``); what grows with a run has a
+table of its own. Tokens are never stored here: they live in files of mode 600 below
+``projects/<id>/config``.
+"""
+
+import sqlalchemy as sa
+from sqlalchemy import (
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+)
+
+# Python's None is SQL's NULL, not the JSON text 'null'.
+_JSON = sa.JSON(none_as_null=True)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(column_0_label)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+
+def _project(primary: bool = True) -> Column[str]:
+    return Column(
+        "project",
+        String(16),
+        ForeignKey("projects.id", ondelete="CASCADE"),
+        primary_key=primary,
+        nullable=False,
+    )
+
+
+projects = Table(
+    "projects",
+    metadata,
+    Column("id", String(16), primary_key=True),
+    Column("name", String(200), nullable=False),
+    Column("state", String(16), nullable=False, index=True),
+    Column("reason", Text),
+    Column("spec", _JSON, nullable=False),
+    Column("source", Text, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("updated", Float, nullable=False),
+    Column("finished", Float),
+    # The last event's number: read and raised in the transaction that adds the event.
+    Column("last_seq", Integer, nullable=False, default=0),
+    # Up to where events have been handed to the tracking spool.
+    Column("spooled_seq", Integer, nullable=False, default=0),
+    # What the aggregator said at its end: {"outcome": "finished" | "failed", ...}.
+    Column("training", _JSON),
+    Column("rounds_done", Integer, nullable=False, default=0),
+    Column("rounds_total", Integer, nullable=False),
+    Column("metrics", _JSON),
+    Column("best_round", Integer),
+    # The recorder's word on the run: {"run_id", "experiment_id", ...}.
+    Column("tracking", _JSON),
+    # False while services of the project may still be there.
+    Column("cleaned", Boolean, nullable=False, default=False),
+)
+
+steps = Table(
+    "steps",
+    metadata,
+    _project(),
+    Column("name", String(40), primary_key=True),
+    Column("started", Float, nullable=False),
+    Column("finished", Float),
+    Column("result", _JSON),
+)
+
+services = Table(
+    "services",
+    metadata,
+    _project(),
+    Column("name", String(60), primary_key=True),
+    Column("role", String(20), nullable=False),
+    Column("learner", String(60)),
+    Column("restarts", Integer, nullable=False, default=0),
+    # Why it is over for good; None while it is wanted.
+    Column("over", Text),
+)
+
+learners = Table(
+    "learners",
+    metadata,
+    _project(),
+    Column("learner", String(60), primary_key=True),
+    Column("number", Integer, nullable=False),
+    Column("site", String(200), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text),
+)
+
+rounds = Table(
+    "rounds",
+    metadata,
+    _project(),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("finished", Float, nullable=False),
+    Column("data", _JSON, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    _project(),
+    Column("seq", Integer, primary_key=True, autoincrement=False),
+    Column("time", Float, nullable=False),
+    Column("kind", String(40), nullable=False),
+    Column("data", _JSON, nullable=False),
+)
+
+report_sources = Table(
+    "report_sources",
+    metadata,
+    _project(),
+    Column("source", String(60), primary_key=True),
+    Column("last_seq", Integer, nullable=False),
+)
+
+# No foreign key: a registered model is the user's and outlives its project.
+models = Table(
+    "models",
+    metadata,
+    Column("name", String(200), primary_key=True),
+    Column("version", Integer, primary_key=True, autoincrement=False),
+    Column("project", String(16), nullable=False, index=True),
+    Column("round", Integer),
+    Column("metrics", _JSON, nullable=False),
+    Column("created", Float, nullable=False),
+    Column("uri", Text, nullable=False),
+    Column("folder", Text),
+)

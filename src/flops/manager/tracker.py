@@ -1,0 +1,146 @@
+"""What the tracker is told of a project: events of the store become records of the spool.
+
+The spool comes first and the note of what was spooled second, so a crash in between tells something twice;
+the recorder promises that twice is once.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flops.core.events import Event, EventKind
+from flops.core.ids import ProjectId
+from flops.core.spec import ProjectSpec
+from flops.manager.rows import Project
+from flops.manager.states import State
+from flops.manager.store import Store
+from flops.tracking import (
+    ArtifactExported,
+    ModelExported,
+    Record,
+    Result,
+    RoundMetrics,
+    RunEnded,
+    Spool,
+    run_started,
+)
+
+_STATUS = {
+    State.FINISHED: "FINISHED",
+    State.FAILED: "FAILED",
+    State.STOPPED: "KILLED",
+}
+_FIGURES = ("duration_s", "bytes_down", "bytes_up")
+_LONGEST_VALUE = 5000  # of MLflow's tags and parameters
+
+
+class Tracker:
+    """Writes records; safe to call again after a crash, from one thread for each project."""
+
+    def __init__(self, spool: Spool, store: Store) -> None:
+        self._spool = spool
+        self._store = store
+
+    def begin(self, project: Project, spec: ProjectSpec, results: Mapping[str, Mapping[str, Any]]) -> None:
+        """The project's run, with what an auditor asks for first."""
+        self._spool.append(
+            project.id,
+            run_started(
+                time=project.created,
+                experiment=spec.tracking.experiment or project.name,
+                name=f"{project.name} {project.id}",
+                spec=spec.to_json(redacted=True),
+                repository=spec.redacted_repo,
+                commit=results["fetch"]["commit"],
+                lock=results["lock"]["hash"],
+                mode=spec.training.mode,
+                strategy=spec.training.strategy.name,
+                tags={"flops.project": project.id},
+            ),
+        )
+
+    def ship(self, project: ProjectId) -> None:
+        """Everything that happened since the last time."""
+        while True:
+            seen = self._store.project(project).spooled_seq
+            events = self._store.events(project, after=seen)
+            if not events:
+                return
+            records = [_round_metrics(event) for event in events if event.kind is EventKind.ROUND_FINISHED]
+            if records:
+                self._spool.append(project, *records)
+            self._store.set_spooled(project, events[-1].seq)
+
+    def model(
+        self,
+        project: Project,
+        *,
+        name: str,
+        directory: str,
+        parameters: str,
+        tags: Mapping[str, str],
+    ) -> None:
+        training = project.training or {}
+        self._spool.append(
+            project.id,
+            ModelExported(
+                time=project.created,
+                round=_best_round(project),
+                name=name,
+                directory=directory,
+                metrics=_numbers(training.get("metrics") or project.metrics or {}),
+                tags=dict(tags),
+                parameters=parameters,
+            ),
+        )
+
+    def parameters(self, project: Project, file: Path) -> None:
+        """The bare parameters of a model that could not be exported."""
+        self._spool.append(
+            project.id,
+            ArtifactExported(time=project.created, round=_best_round(project), file=str(file)),
+        )
+
+    def end(self, project: Project) -> None:
+        """The run's end, once the project has come to its own."""
+        status = _STATUS[project.state]
+        record: Record = RunEnded(
+            time=project.finished or project.updated,
+            status=status,  # type: ignore[arg-type]
+            reason=(project.reason or "")[:_LONGEST_VALUE],
+        )
+        self._spool.append(project.id, record)
+
+    def result(self, project: ProjectId) -> Result | None:
+        """What the recorder made of it so far."""
+        return self._spool.result(project)
+
+    def remove(self, project: ProjectId) -> None:
+        self._spool.remove(project)
+
+
+def _best_round(project: Project) -> int:
+    return project.best_round if project.best_round is not None else project.rounds_done
+
+
+def _round_metrics(event: Event) -> RoundMetrics:
+    data = event.data
+    metrics = _numbers(data.get("metrics") or {})
+    metrics |= {f"train_{key}": value for key, value in _numbers(data.get("train_metrics") or {}).items()}
+    metrics |= {
+        f"round_{key}": value for key, value in _numbers({key: data.get(key) for key in _FIGURES}).items()
+    }
+    for learner, own in (data.get("learner_metrics") or {}).items():
+        metrics |= {f"{learner}/{key}": value for key, value in _numbers(own).items()}
+    participants = data.get("participants")
+    if isinstance(participants, list):
+        metrics["participants"] = float(len(participants))
+    return RoundMetrics(time=event.time, step=int(data["round"]), metrics=metrics)
+
+
+def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    return {
+        key: float(value)
+        for key, value in values.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }

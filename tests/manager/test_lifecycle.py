@@ -1,0 +1,352 @@
+"""One project's way: real store and spool, the shipped fake orchestrator, steps that only leave marks."""
+
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flops.core.clock import ManualClock
+from flops.core.errors import FailedError
+from flops.core.events import EventKind
+from flops.core.ids import ProjectId, ServiceName
+from flops.core.settings import Settings
+from flops.core.spec import spec_from_mapping
+from flops.manager import deployment
+from flops.manager.cancellation import Cancellation, Cancelled, Places
+from flops.manager.database import open_database
+from flops.manager.lifecycle import Lifecycle, Surroundings
+from flops.manager.paths import ProjectPaths, data_token_file, read_or_make_token
+from flops.manager.reports import Report
+from flops.manager.states import Observation, State
+from flops.manager.store import Store, Superseded
+from flops.manager.tracker import Tracker
+from flops.orchestration import FakeOrchestrator, ServiceSpec
+from flops.tracking import RegisteredModel, Result, Spool
+from flops.tracking.results import write_result
+
+if TYPE_CHECKING:
+    from tests.manager.conftest import MarkingSteps
+
+PROJECT = ProjectId("p-7k2mqd")
+AGGREGATOR = ServiceName(f"{PROJECT}-aggregator")
+SPEC = spec_from_mapping({"repo": "/somewhere/mnist", "training": {"rounds": 2, "learners": 2}})
+
+
+class Killed(BaseException):
+    """kill -9 of the manager, as near as one process can come to it."""
+
+
+class Fuse:
+    """Blows at the n-th place where the manager may die; places are passed by the main thread only."""
+
+    def __init__(self, places: int | None) -> None:
+        self.left = places
+
+    def __call__(self, *_: object) -> None:
+        if self.left is None or threading.current_thread() is not threading.main_thread():
+            return
+        self.left -= 1
+        if self.left == 0:
+            self.left = None
+            raise Killed
+
+
+class CountingOrchestrator(FakeOrchestrator):
+    """Counts real starts, and lets the manager die right behind them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.starts: Counter[str] = Counter()
+        self.after_effect: Callable[[], None] = lambda: None
+
+    def deploy(self, spec: ServiceSpec) -> None:
+        live = any(status.name == spec.name and status.live for status in self.list())
+        super().deploy(spec)
+        if not live:
+            self.starts[spec.name] += 1
+        self.after_effect()
+
+
+class World:
+    """What outlives a manager (disk, services), and one manager's part of one project in it."""
+
+    def __init__(self, folder: Path, steps: "type[MarkingSteps]", fuse: Fuse) -> None:
+        folder.mkdir()
+        self.settings = Settings(home=folder)
+        self.settings.run_dir.mkdir()
+        (folder / "model.safetensors").write_bytes(b"parameters")
+        (folder / "export").mkdir()
+        (folder / "export" / "MLmodel").write_text("flavors: {}")
+        self.folder = folder
+        self.fuse = fuse
+        self.orchestrator = CountingOrchestrator()
+        self.orchestrator.after_effect = fuse
+        self.steps = steps(folder, fuse)
+        self.spool = Spool(self.settings.spool_dir)
+        self.woken = threading.Event()
+        self._start()
+        deployment.write_spec(self.settings, PROJECT, SPEC)
+        self.store.on_change = lambda project: None
+        self.store.create_project(
+            PROJECT, name="mnist", spec=SPEC.to_json(), source=SPEC.repo, rounds_total=2
+        )
+        self.store.on_change = fuse
+
+    def _start(self) -> None:
+        clock = ManualClock()
+        self.store = Store(open_database(self.settings.database), clock, self.fuse)
+        self.tracker = Tracker(self.spool, self.store)
+        self.cancellation = Cancellation()
+        self.lifecycle = Lifecycle(
+            Surroundings(
+                settings=self.settings,
+                store=self.store,
+                orchestrator=self.orchestrator,
+                tracker=self.tracker,
+                clock=clock,
+                step_runner=lambda project: self.steps,
+                places=Places(1),
+                support=self._support,
+            ),
+            PROJECT,
+            self.cancellation,
+            self.woken.set,
+        )
+
+    def _support(self) -> None:
+        read_or_make_token(data_token_file(self.settings))
+
+    def kill_and_start_again(self) -> None:
+        self.close()
+        self._start()
+
+    def close(self) -> None:
+        self.lifecycle.close()
+        self.store.close()
+
+    def advance(self) -> None:
+        """As far as it goes by itself."""
+        while self._once():
+            pass
+
+    def _once(self) -> bool:
+        self.woken.clear()
+        try:
+            return self.lifecycle.advance()
+        except (Superseded, Cancelled):
+            return True
+
+    def state(self) -> State:
+        return self.store.project(PROJECT).state
+
+    def train(self) -> None:
+        """What aggregator and agents do, told as often as it is asked for."""
+        metrics = {"loss": 0.25, "accuracy": 0.9}
+        reports = [
+            Report(1, 10.0, EventKind.LEARNER_CONNECTED, {"learner": "learner-1"}),
+            Report(2, 11.0, EventKind.ROUND_FINISHED, {"round": 1, "metrics": metrics}),
+            Report(3, 12.0, EventKind.ROUND_FINISHED, {"round": 2, "metrics": metrics}),
+            Report(
+                4,
+                13.0,
+                EventKind.TRAINING_FINISHED,
+                {
+                    "rounds": 2,
+                    "best_round": 2,
+                    "model_file": str(self.folder / "model.safetensors"),
+                    "metrics": metrics,
+                },
+            ),
+        ]
+        self.store.accept_reports(PROJECT, "aggregator", reports)
+        for status in self.orchestrator.list(PROJECT):
+            if status.live:
+                self.orchestrator.exit(status.name, 0)
+
+    def register(self) -> None:
+        """What the recorder does."""
+        model = RegisteredModel(
+            name="mnist", version=1, uri="models:/mnist/1", model_id="m-1", round=2, path=str(self.folder)
+        )
+        result = Result(project=PROJECT, run_id="r", experiment_id="1", model=model)
+        write_result(self.spool.result_file(PROJECT), result)
+
+    def play(self) -> None:
+        """From wherever it is to the end."""
+        self.advance()
+        if self.state() is State.TRAINING:
+            self.train()
+            self.advance()
+        while self.state() is State.PACKAGING and "export" not in self.store.steps(PROJECT):
+            assert self.woken.wait(10) or "export-environment" in self.store.steps(PROJECT)
+            self.advance()
+        if self.state() is State.PACKAGING:
+            self.register()
+            self.advance()
+
+    def history(self) -> list[tuple[str, str]]:
+        """Events without those of the step that runs beside the others, whose place differs."""
+        return [
+            (str(event.kind), str(event.data.get("state") or event.data.get("step")))
+            for event in self.store.events(PROJECT)
+            if event.data.get("step") != "export-environment"
+        ]
+
+
+@pytest.fixture
+def make_world(tmp_path: Path, marking_steps: "type[MarkingSteps]") -> Iterator[Callable[..., World]]:
+    worlds: list[World] = []
+
+    def make(fuse: Fuse | None = None) -> World:
+        worlds.append(World(tmp_path / f"{len(worlds)}", marking_steps, fuse or Fuse(None)))
+        return worlds[-1]
+
+    yield make
+    for world in worlds:
+        world.close()
+
+
+def test_a_project_goes_from_its_repository_to_a_registered_model(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.play()
+    assert [state for kind, state in world.history() if kind == "project.state"] == list(State)[:6]
+    assert [step for kind, step in world.history() if kind == "step.finished"] == [
+        "fetch",
+        "check-contract",
+        "lock",
+        "environment",
+        "initial-model",
+        "data",
+        "export",
+        "register",
+    ]
+    assert [model.uri for model in world.store.models(PROJECT)] == ["models:/mnist/1"]
+    assert not any(status.live for status in world.orchestrator.list())
+    assert world.store.project(PROJECT).cleaned
+
+
+@pytest.mark.slow
+def test_the_manager_is_killed_after_every_step_and_ends_the_same(make_world: Callable[..., World]) -> None:
+    expected = make_world()
+    expected.play()
+    for place in range(1, 200):
+        world = make_world(Fuse(place))
+        try:
+            world.play()
+        except Killed:
+            world.kill_and_start_again()
+            world.play()
+        else:
+            break
+        assert world.history() == expected.history(), f"killed at place {place}"
+        assert world.state() is State.FINISHED
+        assert set(world.orchestrator.starts.values()) == {1}, f"killed at place {place}"
+        assert sorted(world.steps.effects) == sorted(expected.steps.effects)
+        assert _tracked(world) == _tracked(expected)
+        world.close()
+    assert place > 30, "the manager was hardly ever killed"
+
+
+def _tracked(world: World) -> list[Any]:
+    """Records without repetitions: the recorder promises that twice is once."""
+    records = [entry.record for entry in world.spool.read(PROJECT)]
+    return sorted({repr(record).replace(str(world.folder), "") for record in records})
+
+
+def test_configuration_files_and_tokens_are_private_and_stay_the_same(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.advance()
+    config = ProjectPaths.of(world.settings, PROJECT).config
+    before = {path.name: path.read_text() for path in config.iterdir()}
+    assert set(before) == {
+        "spec.json",
+        "tokens.json",
+        "aggregator.json",
+        "learner-1.json",
+        "learner-2.json",
+    }
+    assert config.stat().st_mode & 0o777 == 0o700
+    assert {path.stat().st_mode & 0o777 for path in config.iterdir()} == {0o600}
+    learners, results = world.store.learners(PROJECT), world.store.steps(PROJECT)
+    deployment.write_configurations(world.settings, PROJECT, SPEC, learners, results)
+    assert {path.name: path.read_text() for path in config.iterdir()} == before
+    database = world.settings.database.read_bytes()
+    for secret in (before["tokens.json"].split('"')[3], world.settings.home.name.zfill(40)):
+        assert secret.encode() not in database
+
+
+def test_a_failed_step_fails_the_project_with_its_reason(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.steps.failing["lock"] = FailedError("numpy and scipy clash")
+    with pytest.raises(FailedError, match="numpy and scipy clash"):
+        world.advance()
+    assert world.steps.effects == ["fetch", "check-contract"]
+
+
+def test_a_stop_while_training_leaves_no_service(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.advance()
+    assert world.state() is State.TRAINING
+    world.store.observe(PROJECT, Observation(stop_requested=True), "stop was requested")
+    world.cancellation.cancel()
+    world.advance()
+    assert world.state() is State.STOPPED
+    assert [status.reason for status in world.orchestrator.list(PROJECT)] == ["stopped"] * 3
+
+
+def test_an_aggregator_that_dies_is_started_again_and_then_given_up(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.advance()
+    world.orchestrator.write_log(AGGREGATOR, "Traceback\nMemoryError\n")
+    for number in range(1, 4):
+        world.orchestrator.exit(AGGREGATOR, -9)
+        world.advance()
+        assert world.orchestrator.starts[AGGREGATOR] == number + 1
+    world.orchestrator.exit(AGGREGATOR, -9)
+    world.advance()
+    row = world.store.project(PROJECT)
+    assert row.state is State.FAILED
+    assert row.reason == (
+        "the aggregator ended (killed by SIGKILL): MemoryError; given up after 3 restarts"
+        f" - see 'flops logs {PROJECT}'"
+    )
+    assert not any(status.live for status in world.orchestrator.list())
+
+
+def test_what_the_aggregator_says_of_its_failure_is_the_projects_reason(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.advance()
+    report = Report(1, 1.0, EventKind.TRAINING_FAILED, {"round": 2, "reason": "quorum was missed"})
+    world.store.accept_reports(PROJECT, "aggregator", [report])
+    world.orchestrator.exit(AGGREGATOR, 1)
+    world.advance()
+    assert world.store.project(PROJECT).reason == "quorum was missed"
+    assert world.orchestrator.starts[AGGREGATOR] == 1
+
+
+def test_a_model_that_cannot_be_exported_is_a_warning_and_its_parameters_are_kept(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.steps.failing["export-environment"] = FailedError("no mlflow for this Python")
+    world.play()
+    assert world.state() is State.FINISHED
+    warnings = [
+        event.data["message"] for event in world.store.events(PROJECT) if event.kind is EventKind.WARNING
+    ]
+    assert (
+        "the model is kept as bare parameters, it could not be exported: no mlflow for this Python"
+        in warnings
+    )
+    kinds = [entry.record.kind for entry in world.spool.read(PROJECT) if entry.record]
+    assert "artifact" in kinds
+    assert "model" not in kinds

@@ -1,0 +1,44 @@
+from dataclasses import fields
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flops.manager.states import TERMINAL, Observation, State, next_state
+
+observations = st.builds(Observation, **{field.name: st.booleans() for field in fields(Observation)})
+
+
+@given(st.sampled_from(State), st.lists(observations))
+def test_no_path_leaves_a_terminal_state(state: State, seen: list[Observation]) -> None:
+    for observation in seen:
+        following = next_state(state, observation)
+        assert state not in TERMINAL or following is state
+        state = following
+
+
+@given(st.sampled_from(State), observations)
+def test_every_state_follows_the_drawn_arrows_only(state: State, seen: Observation) -> None:
+    way = list(State)[:6]
+    allowed = {state, State.FAILED, State.STOPPING} if state not in TERMINAL else {state}
+    if state in way[:-1]:
+        allowed.add(way[way.index(state) + 1])
+    if state is State.STOPPING:
+        allowed = {state, State.STOPPED}
+    assert next_state(state, seen) in allowed
+
+
+@given(st.sampled_from(sorted(set(State) - TERMINAL)), st.lists(observations))
+def test_a_stop_ends_in_stopped_whatever_else_is_seen(state: State, seen: list[Observation]) -> None:
+    state = next_state(state, Observation(stop_requested=True, failed=True, trained=True))
+    for observation in seen:
+        state = next_state(state, observation)
+    assert next_state(state, Observation(services_gone=True)) is State.STOPPED
+
+
+def test_a_project_that_only_goes_well_passes_every_state() -> None:
+    everything = Observation(begun=True, prepared=True, deployed=True, trained=True, packaged=True)
+    state, seen = State.SUBMITTED, [State.SUBMITTED]
+    while state not in TERMINAL:
+        state = next_state(state, everything)
+        seen.append(state)
+    assert seen == list(State)[:6]

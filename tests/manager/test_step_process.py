@@ -1,0 +1,122 @@
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flops.core.errors import FailedError, InvalidInputError
+from flops.manager.cancellation import Cancellation, Cancelled
+from flops.manager.process_tree import kill_tree
+from flops.manager.step_process import StepProcess
+
+
+@pytest.fixture
+def process(tmp_path: Path) -> Iterator[StepProcess]:
+    process = StepProcess(tmp_path / "logs" / "steps.log")
+    yield process
+    process.close()
+
+
+def children() -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process().children(recursive=True)
+        if "step_process" in " ".join(child.cmdline())
+    ]
+
+
+def test_a_rooms_error_arrives_as_what_it_is(process: StepProcess, tmp_path: Path) -> None:
+    request = {"home": str(tmp_path), "project": "p-222222", "spec": {"repo": ""}}
+    for _ in range(2):  # and the process lives on
+        with pytest.raises(InvalidInputError, match="repo must be a git URL or a folder"):
+            process.run("fetch", request, print, Cancellation())
+    assert len(children()) == 1
+
+
+def test_any_other_error_is_told_with_its_name(process: StepProcess, tmp_path: Path) -> None:
+    request = {"home": str(tmp_path), "project": "p-222222", "spec": {"repo": "/r"}}
+    with pytest.raises(FailedError, match="step 'nonsense' failed: KeyError: 'nonsense'"):
+        process.run("nonsense", request, print, Cancellation())
+
+
+def test_a_step_whose_process_is_killed_fails_and_the_next_one_has_a_new_process(
+    process: StepProcess, tmp_path: Path
+) -> None:
+    told = threading.Event()
+    errors: list[Exception] = []
+
+    def run() -> None:
+        try:
+            # It waits for a data server that is not there.
+            request = {"home": str(tmp_path), "arguments": {"tags": [], "site": None}}
+            process.run("data-list", request, print, Cancellation())
+        except FailedError as error:
+            errors.append(error)
+        told.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    while not (found := children()):
+        thread.join(0.01)
+    found[0].kill()
+    assert told.wait(30)
+    thread.join()
+    assert "step 'data-list' ended without an answer (killed by SIGKILL)" in str(errors[0])
+    assert children() == []
+
+
+def test_a_cancelled_step_leaves_no_process(process: StepProcess, tmp_path: Path) -> None:
+    cancellation = Cancellation()
+    timer = threading.Timer(0.1, cancellation.cancel)
+    timer.start()
+    # Shorter than the import of what it needs.
+    request = {"home": str(tmp_path), "arguments": {"tags": [], "site": None}}
+    with pytest.raises(Cancelled):
+        process.run("data-list", request, print, cancellation)
+    timer.join()
+    assert children() == []
+
+
+def test_the_step_process_ends_with_the_manager(tmp_path: Path) -> None:
+    code = (
+        "import sys, pathlib\n"
+        "from flops.manager.step_process import StepProcess\n"
+        "process = StepProcess(pathlib.Path(sys.argv[1]))\n"
+        "print(process._start().pid, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    manager = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "log")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert manager.stdin is not None
+    assert manager.stdout is not None
+    step = psutil.Process(int(manager.stdout.readline()))
+    manager.kill()
+    step.wait(30)
+    manager.communicate()
+
+
+def test_descendants_with_sessions_of_their_own_are_killed_too() -> None:
+    code = (
+        "import subprocess, sys\n"
+        "child = subprocess.Popen(['sleep', '600'], start_new_session=True)\n"
+        "print(child.pid, flush=True)\n"
+        "child.wait()\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    child = psutil.Process(int(parent.stdout.readline()))
+    kill_tree(parent.pid)
+    parent.communicate()
+    assert parent.returncode == -signal.SIGKILL
+    with suppress(psutil.NoSuchProcess):
+        child.wait(30)
+    assert not psutil.pid_exists(child.pid)

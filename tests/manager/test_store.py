@@ -1,0 +1,167 @@
+import sqlite3
+import threading
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+
+from flops.core.clock import ManualClock
+from flops.core.errors import ConflictError, InvalidInputError, NotFoundError
+from flops.core.events import EventKind
+from flops.core.ids import LearnerId, ProjectId, ServiceName
+from flops.core.settings import Settings
+from flops.manager.database import open_database, reading
+from flops.manager.reports import Report, parse_report
+from flops.manager.rows import Learner, Model, Service
+from flops.manager.states import Observation, State
+from flops.manager.store import Store, Superseded
+from flops.manager.tables import metadata
+
+
+def test_a_change_of_state_and_its_event_are_there_together(store: Store, project: ProjectId) -> None:
+    store.observe(project, Observation(begun=True))
+    store.observe(project, Observation(failed=True), "no such branch")
+    row = store.project(project)
+    assert (row.state, row.reason) == (State.FAILED, "no such branch")
+    assert [(event.seq, event.data["state"]) for event in store.events(project)] == [
+        (1, "submitted"),
+        (2, "preparing"),
+        (3, "failed"),
+    ]
+
+
+def test_everything_is_still_there_after_the_file_is_opened_again(
+    store: Store, project: ProjectId, settings: Settings
+) -> None:
+    store.observe(project, Observation(begun=True))
+    store.close()
+    again = Store(open_database(settings.database))
+    assert again.project(project).state is State.PREPARING
+    assert again.unsettled() == [project]
+    again.close()
+
+
+def test_the_migrations_make_exactly_the_tables_of_the_code(settings: Settings) -> None:
+    engine = open_database(settings.database)
+    with reading(engine) as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, metadata) == []
+    engine.dispose()
+
+
+def test_the_database_is_private_and_in_wal_mode(store: Store, settings: Settings) -> None:
+    assert settings.database.stat().st_mode & 0o777 == 0o600
+    connection = sqlite3.connect(settings.database)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    connection.close()
+
+
+def test_events_of_many_threads_are_numbered_without_gaps(store: Store, project: ProjectId) -> None:
+    def write() -> None:
+        for _ in range(20):
+            store.add_event(project, EventKind.WARNING, {"message": "m"})
+
+    threads = [threading.Thread(target=write) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [event.seq for event in store.events(project)] == list(range(1, 82))
+
+
+def test_a_report_that_is_sent_again_counts_once(store: Store, project: ProjectId) -> None:
+    reports = [
+        Report(1, 5.0, EventKind.ROUND_STARTED, {"round": 1}),
+        Report(2, 6.0, EventKind.ROUND_FINISHED, {"round": 1, "metrics": {"loss": 0.5}}),
+    ]
+    assert store.accept_reports(project, "aggregator", reports[:1]) == 1
+    assert store.accept_reports(project, "aggregator", reports) == 2
+    assert store.accept_reports(project, "aggregator", reports) == 2
+    kinds = [event.kind for event in store.events(project)]
+    assert kinds == [EventKind.PROJECT_STATE, EventKind.ROUND_STARTED, EventKind.ROUND_FINISHED]
+    row = store.project(project)
+    assert (row.rounds_done, row.metrics) == (1, {"loss": 0.5})
+
+
+def test_reports_after_the_end_are_acknowledged_and_dropped(store: Store, project: ProjectId) -> None:
+    store.observe(project, Observation(failed=True), "because")
+    report = Report(1, 5.0, EventKind.ROUND_FINISHED, {"round": 1, "metrics": {}})
+    assert store.accept_reports(project, "aggregator", [report]) == 1
+    assert store.events(project)[-1].kind is EventKind.PROJECT_STATE
+    assert store.project(project).rounds_done == 0
+
+
+def test_a_learner_connects_and_leaves_with_its_reason(store: Store, project: ProjectId) -> None:
+    store.start_step(project, "data")
+    store.finish_step(project, "data", {}, learners=[Learner(LearnerId("learner-1"), 1, "local")])
+    store.accept_reports(
+        project,
+        "aggregator",
+        [
+            Report(1, 1.0, EventKind.LEARNER_CONNECTED, {"learner": "learner-1"}),
+            Report(2, 2.0, EventKind.LEARNER_LEFT, {"learner": "learner-1", "reason": "it crashed"}),
+        ],
+    )
+    assert store.learners(project) == [Learner(LearnerId("learner-1"), 1, "local", "left", "it crashed")]
+
+
+def test_nan_in_a_report_becomes_null() -> None:
+    report = parse_report(1, 1.0, "round.finished", {"round": 1, "metrics": {"loss": float("nan")}})
+    assert report.data == {"round": 1, "metrics": {"loss": None}}
+
+
+@pytest.mark.parametrize("kind", ["project.state", "step.finished", "model.registered", "no.such"])
+def test_a_service_cannot_report_what_only_the_manager_knows(kind: str) -> None:
+    with pytest.raises(InvalidInputError, match="a service may report"):
+        parse_report(1, 1.0, kind, {})
+
+
+def test_a_step_that_ends_after_the_stop_leaves_no_trace(store: Store, project: ProjectId) -> None:
+    store.observe(project, Observation(begun=True))
+    store.start_step(project, "fetch")
+    store.observe(project, Observation(stop_requested=True), "stop was requested")
+    with pytest.raises(Superseded):
+        store.finish_step(project, "fetch", {"commit": "c"})
+    assert store.steps(project) == {}
+    assert store.events(project)[-1].data["state"] == "stopping"
+
+
+def test_a_repeated_step_is_told_of_once(store: Store, project: ProjectId, clock: ManualClock) -> None:
+    store.start_step(project, "lock")
+    store.start_step(project, "lock")
+    clock.advance(2.5)
+    store.finish_step(project, "lock", {"hash": "h", "warnings": ["old python"]})
+    store.finish_step(project, "lock", {"hash": "other"})
+    assert store.steps(project) == {"lock": {"hash": "h", "warnings": ["old python"]}}
+    told = [(event.kind, dict(event.data)) for event in store.events(project)[1:]]
+    assert told == [
+        (EventKind.STEP_STARTED, {"step": "lock"}),
+        (EventKind.WARNING, {"message": "old python"}),
+        (EventKind.STEP_FINISHED, {"step": "lock", "duration_s": 2.5}),
+    ]
+
+
+def test_only_a_project_at_its_end_can_be_deleted_and_its_models_stay(
+    store: Store, project: ProjectId
+) -> None:
+    store.want_services(project, [Service(ServiceName("p-7k2mqd-aggregator"), "aggregator", None)])
+    with pytest.raises(ConflictError, match=f"project {project} is submitted - stop it first"):
+        store.delete_project(project)
+    store.add_model(Model("mnist", 1, project, 3, {"loss": 0.1}, 1.0, "models:/mnist/1", None))
+    store.observe(project, Observation(failed=True), "because")
+    store.set_cleaned(project)
+    store.delete_project(project)
+    with pytest.raises(NotFoundError, match=f"there is no project {project} - see 'flops ls'"):
+        store.project(project)
+    assert [model.version for model in store.models()] == [1]
+    assert store.services(project) == []
+
+
+def test_a_model_is_registered_once(store: Store, project: ProjectId) -> None:
+    model = Model("mnist", 1, project, 3, {"loss": 0.1}, 1.0, "models:/mnist/1", None)
+    store.add_model(model)
+    store.add_model(model)
+    assert [event.kind for event in store.events(project)].count(EventKind.MODEL_REGISTERED) == 1
+    assert store.model("mnist", 1) == model
+    with pytest.raises(NotFoundError, match="there is no version 2 of a model 'mnist'"):
+        store.model("mnist", 2)

@@ -1,0 +1,72 @@
+from flops.core.ids import LearnerId, ProjectId, ServiceName
+from flops.manager.rows import Service
+from flops.manager.supervision import Action, Verdict, judge
+from flops.orchestration import ServiceState, ServiceStatus
+
+PROJECT = ProjectId("p-7k2mqd")
+AGGREGATOR = Service(ServiceName("p-7k2mqd-aggregator"), "aggregator", None)
+ONE = Service(ServiceName("p-7k2mqd-agent-1"), "agent", LearnerId("learner-1"))
+TWO = Service(ServiceName("p-7k2mqd-agent-2"), "agent", LearnerId("learner-2"))
+
+
+def status(service: Service, state: ServiceState, code: int | None = None) -> ServiceStatus:
+    reason = "" if code is None else f"exit code {code}"
+    return ServiceStatus(service.name, state, code, reason, 0, 1.0, None, service.role, PROJECT)
+
+
+def judged(services: list[Service], *statuses: ServiceStatus) -> list[Action]:
+    found = {item.name: item for item in statuses}
+    return list(judge(PROJECT, services, found, lambda name: "the last line"))
+
+
+def test_nothing_is_done_while_everything_runs() -> None:
+    services = [AGGREGATOR, ONE]
+    assert judged(services, status(AGGREGATOR, "running"), status(ONE, "running")) == []
+
+
+def test_an_aggregator_that_ended_is_restarted_three_times_and_then_fails_the_project() -> None:
+    (action,) = judged([AGGREGATOR], status(AGGREGATOR, "failed", 1))
+    assert (action.verdict, action.reason) == (
+        Verdict.RESTART,
+        "the aggregator ended (exit code 1): the last line - restart 1 of 3",
+    )
+    tired = Service(AGGREGATOR.name, "aggregator", None, restarts=3)
+    (action,) = judged([tired], status(tired, "failed", 1))
+    assert action.verdict is Verdict.FAIL
+    assert action.reason == (
+        "the aggregator ended (exit code 1): the last line; given up after 3 restarts"
+        " - see 'flops logs p-7k2mqd'"
+    )
+
+
+def test_a_service_that_vanished_is_started_again() -> None:
+    actions = judged([AGGREGATOR, ONE], status(AGGREGATOR, "lost"), status(ONE, "failed", -9))
+    assert [action.verdict for action in actions] == [Verdict.RESTART, Verdict.RESTART]
+
+
+def test_an_agent_that_ended_by_itself_is_not_started_again() -> None:
+    actions = judged(
+        [AGGREGATOR, ONE, TWO],
+        status(AGGREGATOR, "running"),
+        status(ONE, "failed", 1),
+        status(TWO, "running"),
+    )
+    assert [(action.service, action.verdict) for action in actions] == [(ONE, Verdict.OVER)]
+
+
+def test_a_project_without_learners_fails_at_once() -> None:
+    gone = Service(ONE.name, "agent", ONE.learner, over="learner-1 ended (exit code 1)")
+    actions = judged(
+        [AGGREGATOR, gone, TWO],
+        status(AGGREGATOR, "running"),
+        status(gone, "failed", 1),
+        status(TWO, "failed", 1),
+    )
+    assert [action.verdict for action in actions] == [Verdict.OVER, Verdict.FAIL]
+    assert actions[-1].reason == (
+        "no learner is left of 2: learner-2 ended (exit code 1): the last line - see 'flops logs p-7k2mqd'"
+    )
+
+
+def test_agents_that_were_told_that_training_is_over_are_no_news() -> None:
+    assert judged([AGGREGATOR, ONE], status(AGGREGATOR, "running"), status(ONE, "exited", 0)) == []
