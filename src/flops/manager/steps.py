@@ -159,6 +159,7 @@ def data(work: Work) -> dict[str, Any]:
 
 def export_environment(work: Work) -> dict[str, Any]:
     """The user's environment plus what writing a model in MLflow's format takes."""
+    os.nice(10)  # learners start at the same time, and nobody waits for this yet
     return _environment(work, extra=_export_extra(work))
 
 
