@@ -26,7 +26,7 @@ def children() -> list[psutil.Process]:
     return [
         child
         for child in psutil.Process().children(recursive=True)
-        if "step_process" in " ".join(child.cmdline())
+        if child.status() != psutil.STATUS_ZOMBIE and "step_process" in " ".join(child.cmdline())
     ]
 
 

@@ -1,7 +1,7 @@
-"""Conda's dependency lines as PEP 508 requirements: what a conda file asks for, in the words of PyPI.
+"""conda's way to write a dependency, translated to PEP 508.
 
-Translated by name and version; channels and builds are dropped, since wheels have neither. Packages that
-exist in conda only to provide native libraries or tools are left out: wheels bring their own.
+conda's ``=`` is fuzzy (``numpy=1.26`` is any 1.26.x), a space is a separator, and a third field is a build string.
+Source: conda's MatchSpec, https://docs.conda.io/projects/conda/en/stable/user-guide/concepts/pkg-specs.html
 """
 
 import re
@@ -12,130 +12,126 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from flops.core.errors import InvalidInputError
+from flops.repo.conda_names import PYPI_NAMES, is_native
 
-# Names that differ between conda-forge and PyPI; source: the packages' own pages in both indexes.
-_PYPI_NAMES = {
-    "pytorch": "torch",
-    "pytorch-cpu": "torch",
-    "pytorch-gpu": "torch",
-    "tensorflow-cpu": "tensorflow-cpu",
-    "tensorflow-base": "tensorflow",
-    "py-xgboost": "xgboost",
-    "py-xgboost-cpu": "xgboost",
-    "libxgboost": None,
-    "opencv": "opencv-python-headless",
-    "py-opencv": "opencv-python-headless",
-    "msgpack-python": "msgpack",
-    "matplotlib-base": "matplotlib",
-    "dask-core": "dask",
-    "pytables": "tables",
-    "python-graphviz": "graphviz",
-    "huggingface_hub": "huggingface-hub",
-    "numpy-base": "numpy",
-}
-# Conda only: native libraries, compilers, and the tools of environments themselves.
-_NATIVE = re.compile(
-    r"_libgcc_mutex|_openmp_mutex|_py-xgboost-mutex|ca-certificates|certifi-win32|openssl|cudatoolkit|cudnn|cuda|"
-    r"cuda-.*|pytorch-cuda|pytorch-mutex|cpuonly|mkl|mkl-.*|blas|libblas|liblapack|libcblas|openblas|libopenblas|"
-    r"libgcc.*|libstdcxx.*|libgomp|libgfortran.*|libffi|libuuid|libsqlite|sqlite|libzlib|zlib|bzip2|xz|tk|ncurses|"
-    r"readline|ld_impl_.*|gcc|gxx|gcc_.*|gxx_.*|compilers|cmake|make|git|conda|mamba|nomkl|python_abi|tzdata|vc|"
-    r"vs2015_runtime|libxcb|freetype|jpeg|libpng|libtiff|icu|intel-openmp|llvm-openmp"
-)
-_TOOLS = {"pip", "wheel"}
-NEVER_INSTALLED = {"mlflow", "mlflow-skinny", "mlflow-tracing", "flops-utils", "flops_utils"}
-"""Not for learners: the manager tracks, and FLOps brings flops_utils itself."""
-
-_LINE = re.compile(
-    r"(?:(?P<channel>[\w./-]+(?:/[\w-]+)?)::)?(?P<name>[A-Za-z0-9_][\w.-]*)\s*(?:\[[^\]]*\])?\s*(?P<rest>.*)"
-)
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+_BRACKETS = re.compile(r"^(?P<name>[^\[]*)\[(?P<fields>.*)\]$")
+_FIELD = re.compile(r"""(\w+)\s*=\s*(?:'([^']*)'|"([^"]*)"|([^,\s]+))""")
+_OPERATOR = re.compile(r"(===|==|>=|<=|!=|~=|=|>|<)?\s*(\S+)")
 
 
 @dataclass(frozen=True)
 class Translated:
-    """One line: the requirement, or None with the reason why there is none."""
+    """One conda dependency in our words; ``requirement`` is None where pip has nothing to install."""
 
+    name: str
+    """conda's name, in lower case."""
     requirement: str | None
     python: str | None = None
-    note: str | None = None
+    """Specifiers, if the dependency was Python itself ("" for any version)."""
+    warning: str | None = None
 
 
-def translate(line: str) -> Translated:
-    """Translate one line of a conda file's ``dependencies``.
+def translate(line: str, where: str = "conda.yaml") -> Translated:
+    """Translate one entry of ``dependencies``.
 
+    Args:
+        where: the file, for the message.
     Raises:
-        InvalidInputError: the line is no conda dependency; names it.
+        InvalidInputError: it cannot be read.
     """
-    text = line.split("#", 1)[0].strip()
-    match = _LINE.fullmatch(text)
-    if match is None:
-        raise InvalidInputError(_unusable(line))
-    name, rest = match["name"].lower(), match["rest"].strip()
+    name, version, warning = _parts(line, where)
     if name == "python":
-        return Translated(None, python=specifiers(rest, line) or None)
-    if name in _TOOLS or _NATIVE.fullmatch(name):
-        return Translated(None)
-    if name in NEVER_INSTALLED:
-        return Translated(None, note=f"{name} is left out: learners do not need it")
-    pypi_name = _PYPI_NAMES.get(name, name)
-    if pypi_name is None:
-        return Translated(None)
-    requirement = pypi_name + specifiers(rest, line)
+        return Translated(name, None, specifiers(version, line, where)[0])
+    if is_native(name):
+        return Translated(name, None, warning=f"{where}: '{name}' is no Python package and is left out")
+    pypi = PYPI_NAMES.get(name, name)
+    if not pypi:
+        return Translated(name, None)
+    wanted, lost = specifiers(version, line, where)
     try:
-        return Translated(str(Requirement(requirement)))
+        requirement = str(Requirement(f"{pypi}{wanted}"))
     except InvalidRequirement as error:
-        raise InvalidInputError(_unusable(line)) from error
+        raise unusable(line, where, "its name is none that PyPI could have") from error
+    return Translated(name, requirement, warning=lost or warning)
 
 
-def specifiers(rest: str, line: str) -> str:
-    """Conda's version part (``=1.26.4``, ``>=1.2,<2``, ``1.2.* build``) as PEP 440 specifiers.
-
-    A single ``=`` is conda's fuzzy match: ``=1.26`` means any 1.26; a complete version of three parts or
-    more is what it says.
+def specifiers(version: str, line: str, where: str) -> tuple[str, str | None]:
+    """PEP 440 specifiers for a version field of conda, and a warning about what got lost.
 
     Raises:
-        InvalidInputError: not a version that PEP 440 can say.
+        InvalidInputError: it is no version.
     """
-    rest = rest.strip()
-    if not rest or rest == "*":
-        return ""
-    parts = []
-    for part in rest.split(","):
-        part = part.strip()
-        match = re.fullmatch(r"(===?|~=|!=|<=|>=|<|>|=)?\s*([^\s=]+)(?:\s*=\s*\S+|\s+\S+)?", part)
-        if match is None or "|" in part:
-            raise InvalidInputError(_unusable(line))
-        operator, version = match[1] or "", match[2]
-        parts.append(_specifier(operator, version, line))
-    text = ",".join(part for part in parts if part)
+    if version in ("", "*"):
+        return "", None
+    if "|" in version:
+        return "", f"{where}: the alternatives in '{line}' have no counterpart in pip, any version is taken"
+    parts = [_specifier(part.strip(), line, where) for part in version.split(",") if part.strip(" *")]
     try:
-        return str(SpecifierSet(text))
+        return str(SpecifierSet(",".join(parts))), None
     except InvalidSpecifier as error:
-        raise InvalidInputError(_unusable(line)) from error
+        raise unusable(line, where, f"'{version}' is no version") from error
 
 
-def _specifier(operator: str, version: str, line: str) -> str:
-    starred = version.endswith("*")
-    bare = version.rstrip("*").rstrip(".")
-    if starred and not bare:
-        return ""
-    try:
-        release = Version(bare).release
-    except InvalidVersion as error:
-        raise InvalidInputError(_unusable(line)) from error
-    if operator in ("", "="):
-        # Two equals signs are exact; one, or none, is a prefix as long as the version is not complete.
-        return f"=={bare}" if len(release) >= 3 and not starred else f"=={bare}.*"
-    if operator == "==" and starred:
-        return f"=={bare}.*"
-    if operator == "!=" and starred:
-        return f"!={bare}.*"
-    if operator == "~=" and len(release) < 2:
-        return f">={bare}"
-    return f"{operator}{bare}"
-
-
-def _unusable(line: str) -> str:
-    return (
-        f"conda.yaml: the dependency '{line[:100]}' cannot be read - write it like numpy=1.26.4 or "
-        "numpy>=1.26"
+def unusable(line: str, where: str, why: str) -> InvalidInputError:
+    """The error for a line that nothing can be made of."""
+    return InvalidInputError(
+        f"{where}: the dependency '{line[:120]}' cannot be used: {why} - write it like 'numpy=1.26.4' in conda's part "
+        "or 'numpy==1.26.4' in pip's"
     )
+
+
+def _parts(line: str, where: str) -> tuple[str, str, str | None]:
+    """Name, version field (with operators, without build string) and a warning."""
+    text = line.strip()
+    fields: dict[str, str] = {}
+    bracket = _BRACKETS.match(text)
+    if bracket is not None:
+        text = bracket["name"]
+        fields = {key: a or b or c for key, a, b, c in _FIELD.findall(bracket["fields"])}
+    # "conda-forge::numpy", "conda-forge/linux-64::numpy"; the index that pip uses is this machine's
+    text = text.rpartition("::")[2].strip()
+    match = _NAME.match(text)
+    if match is None:
+        raise unusable(line, where, "it starts with no name")
+    name = match[0].lower()
+    rest = text[match.end() :].strip()
+    if rest and not (rest[0] in "=<>!~*" or text[match.end()].isspace()):
+        raise unusable(line, where, f"'{rest[0]}' follows the name")
+    if "version" in fields:
+        rest = fields["version"].strip()
+    return name, _without_build(rest), None
+
+
+def _without_build(rest: str) -> str:
+    """The version field of ``1.2 py39_0``, ``=1.2=py39_0``, ``>=1.2,<2 py39_0``; a bare version becomes exact."""
+    rest = re.sub(r"\s*([,|])\s*", r"\1", rest)
+    rest = re.sub(r"(===|==|>=|<=|!=|~=|=|>|<)\s+", r"\1", rest)
+    version = rest.split(None, 1)[0] if rest else ""
+    single = re.match(r"^(==?|)([^=<>!~,|]+)=[^=]", version)
+    return single[1] + single[2] if single is not None else version
+
+
+def _specifier(part: str, line: str, where: str) -> str:
+    match = _OPERATOR.fullmatch(part)
+    if match is None:
+        raise unusable(line, where, f"'{part}' is no version")
+    operator, text = match[1] or "==", match[2]
+    bare = re.sub(r"(\.?\*)+$", "", text)
+    starred = bare != text
+    try:
+        version = Version(bare)
+    except InvalidVersion as error:
+        raise unusable(line, where, f"'{text}' is no version") from error
+    plain = not (version.is_prerelease or version.is_postrelease or version.local)
+    if operator == "=":  # fuzzy: this version and everything below it
+        return f"=={version.public}.*" if plain else f"=={version}"
+    if operator in ("==", "!=") and starred:
+        return f"{operator}{version.public}.*" if plain else f"{operator}{version}"
+    if operator == "===":
+        return f"=={version}"
+    if operator == "~=" and len(version.release) < 2:
+        return f">={version.public},<{version.release[0] + 1}"
+    if operator in (">=", "<=", ">", "<", "~="):
+        return f"{operator}{version.public}"
+    return f"{operator}{version}"

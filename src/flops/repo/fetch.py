@@ -169,7 +169,8 @@ def _clone(
     _check_size(git, store, commit, below, url, limits)
     tree = work / "tree"
     tree.mkdir()
-    git.must("--work-tree", str(tree), "checkout", "--quiet", "--force", commit, "--", below, folder=store)
+    places = ("--git-dir", str(store / ".git"), "--work-tree", str(tree))
+    git.must(*places, "checkout", "--quiet", "--force", commit, "--", below, folder=tree)
     (tree / below).rename(work / "content")
     _tell(progress, f"fetched commit {commit[:12]}")
     return commit

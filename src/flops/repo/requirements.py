@@ -1,186 +1,155 @@
-"""What a repository says it needs: ``conda.yaml`` and ``requirements.txt`` as one list of requirements."""
+"""What a repository needs to run: read from its ``conda.yaml`` and ``requirements.txt``, in PEP 508."""
 
-import ast
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from packaging.requirements import InvalidRequirement, Requirement
+from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from flops.core.errors import InvalidInputError
-from flops.repo import conda
+from flops.repo import conda, pip_lines
 
-_MAX_FILE_BYTES = 1 << 20
-_MAX_INCLUDES = 20
-_BUILDING_BLOCKS = "flops_utils.ml_repo_building_blocks"
-_FOR_BUILDING_BLOCKS = ("datasets<4", "pillow")
+CONDA_FILES = ("conda.yaml", "conda.yml")
+PIP_FILE = "requirements.txt"
+BUILDING_BLOCKS = ("datasets<4", "pillow")
+"""What ``flops_utils.ml_repo_building_blocks`` needs in the user's environment."""
+
+_TRACKER = frozenset({"mlflow", "mlflow-skinny", "mlflow-tracing"})
+_OURS = frozenset({"flops-utils", "flops"})
+_INSTALLERS = frozenset({"pip", "conda", "mamba", "uv"})
 
 
 @dataclass(frozen=True)
 class Requirements:
-    """Everything that the user's environment must hold."""
+    """Everything to install, complete: with numpy, and with what the building blocks need."""
 
     python: str | None
-    """PEP 440 specifiers, such as ``==3.10.14``; None: any."""
+    """PEP 440 specifiers; None: any."""
     packages: tuple[str, ...]
-    """PEP 508 requirements, sorted."""
-    warnings: tuple[str, ...]
-    building_blocks: bool
-    """The repository loads data by ``load_dataset``, which needs the datasets library."""
+    """PEP 508."""
+    warnings: tuple[str, ...] = ()
+    building_blocks: bool = False
 
 
-def read_requirements(checkout: Path) -> Requirements:
-    """Read the dependency files at the root of a checkout; nothing is executed.
+def read_requirements(checkout: Path, *, building_blocks: bool, source: str) -> Requirements:
+    """Read the dependency files of a checkout; ``conda.yaml`` wins where both name a package.
 
     Raises:
-        InvalidInputError: there are none, or a line cannot be understood; names file and line.
+        InvalidInputError: there is neither file, or one of them is broken.
     """
-    conda_file, pip_file = checkout / "conda.yaml", checkout / "requirements.txt"
-    if not conda_file.is_file() and (checkout / "conda.yml").is_file():
-        conda_file = checkout / "conda.yml"
-    if not conda_file.is_file() and not pip_file.is_file():
+    conda_file = next((name for name in CONDA_FILES if (checkout / name).is_file()), None)
+    has_pip = (checkout / PIP_FILE).is_file()
+    if conda_file is None and not has_pip:
         raise InvalidInputError(
-            "the repository has neither conda.yaml nor requirements.txt at its root - add one that lists "
-            "what model_manager.py imports"
+            f"{source} has neither conda.yaml nor requirements.txt - add one that lists its dependencies"
         )
-    found = _Found()
-    if conda_file.is_file():
-        found.read_conda(conda_file)
-    if pip_file.is_file():
-        found.read_pip(pip_file, pip_file.name)
-    blocks = uses_building_blocks(checkout)
-    if blocks:
-        for requirement in _FOR_BUILDING_BLOCKS:
-            found.add(requirement)
-    found.add_if_missing("numpy")
-    return Requirements(found.python, tuple(sorted(set(found.packages))), tuple(found.warnings), blocks)
+    python: str | None = None
+    found = pip_lines.Lines()
+    if conda_file is not None:
+        python = _read_conda(checkout, conda_file, found)
+    if has_pip:
+        second = pip_lines.Lines()
+        pip_lines.read_file(checkout, PIP_FILE, second)
+        _merge(found, second, conda_file)
+    packages, dropped = _without_foreign(found.requirements)
+    packages = _with_own(packages, building_blocks)
+    warnings = tuple(dict.fromkeys([*found.warnings, *dropped]))
+    return Requirements(python or None, packages, warnings, building_blocks)
 
 
-def uses_building_blocks(checkout: Path) -> bool:
-    """Whether some Python file of the repository imports FLOps's building blocks."""
-    for path in sorted(checkout.rglob("*.py")):
-        if path.is_symlink() or path.stat().st_size > _MAX_FILE_BYTES:
+def _read_conda(checkout: Path, name: str, into: pip_lines.Lines) -> str | None:
+    """Add the content of conda.yaml; gives the wish for a Python."""
+    python: str | None = None
+    for entry in _entries(checkout, name):
+        if isinstance(entry, dict):
+            pip_lines.read_lines(_pip_part(entry, name), name, checkout, into)
             continue
-        try:
-            tree = ast.parse(path.read_bytes())
-        except (SyntaxError, ValueError):
-            continue  # only model_manager.py must be sound, and that is checked where it counts
-        if any(module.startswith(_BUILDING_BLOCKS) for module in _imports(tree)):
-            return True
-    return False
+        translated = conda.translate(_as_line(entry, name), name)
+        if translated.python is not None:
+            python = translated.python
+        if translated.requirement is not None:
+            into.requirements.append(translated.requirement)
+        if translated.warning is not None:
+            into.warnings.append(translated.warning)
+    return python
 
 
-def _imports(tree: ast.AST) -> Iterator[str]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            yield node.module
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-class _Found:
-    """What was read so far."""
-
-    def __init__(self) -> None:
-        self.python: str | None = None
-        self.packages: list[str] = []
-        self.warnings: list[str] = []
-        self._includes = 0
-
-    def add(self, requirement: str) -> None:
-        self.packages.append(str(Requirement(requirement)))
-
-    def add_if_missing(self, name: str) -> None:
-        if name not in {canonicalize_name(Requirement(package).name) for package in self.packages}:
-            self.add(name)
-
-    def read_conda(self, path: Path) -> None:
-        try:
-            document = yaml.safe_load(_text(path))
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" (line {mark.line + 1})" if mark is not None else ""
-            problem = getattr(error, "problem", None) or "it cannot be parsed"
-            raise InvalidInputError(f"{path.name} is not YAML{where}: {problem} - mend the file") from error
-        dependencies = document.get("dependencies") if isinstance(document, dict) else None
-        if not isinstance(dependencies, list):
-            raise InvalidInputError(
-                f"{path.name} has no list 'dependencies' - write it like 'dependencies: [numpy=1.26.4]'"
-            )
-        for entry in dependencies:
-            self._conda_entry(entry, path)
-
-    def _conda_entry(self, entry: Any, path: Path) -> None:
-        if isinstance(entry, dict) and set(entry) == {"pip"} and isinstance(entry["pip"], list):
-            for line in entry["pip"]:
-                self.pip_line(str(line), path.parent, f"{path.name}, pip section")
-        elif isinstance(entry, str):
-            translated = conda.translate(entry)
-            if translated.note:
-                self.warnings.append(translated.note)
-            if translated.python is not None:
-                self.python = translated.python
-            if translated.requirement is not None:
-                self.add(translated.requirement)
-        else:
-            raise InvalidInputError(
-                f"{path.name}: the dependency '{str(entry)[:100]}' cannot be read - write it like "
-                "numpy=1.26.4"
-            )
-
-    def read_pip(self, path: Path, name: str) -> None:
-        self._includes += 1
-        if self._includes > _MAX_INCLUDES:
-            raise InvalidInputError(
-                f"{name}: requirement files include each other without end - remove a '-r'"
-            )
-        for line in _text(path).replace("\\\n", " ").splitlines():
-            self.pip_line(line, path.parent, name)
-
-    def pip_line(self, line: str, folder: Path, name: str) -> None:
-        """One line of a requirements file, or of a conda file's pip section."""
-        text = line.split(" #", 1)[0].strip()
-        if not text or text.startswith("#"):
-            return
-        if text.startswith(("-r ", "--requirement ", "-r", "--requirement=")):
-            included = (
-                text.removeprefix("--requirement=").removeprefix("--requirement").removeprefix("-r").strip()
-            )
-            path = (folder / included).resolve()
-            if not path.is_file() or not path.is_relative_to(folder.resolve()):
-                raise InvalidInputError(f"{name}: '{text[:100]}' names no file of the repository - add it")
-            self.read_pip(path, included)
-            return
-        if text.startswith("-"):
-            option = text.split()[0].split("=")[0]
-            self.warnings.append(
-                f"{name}: option {option} is ignored - indexes come from this machine's pip configuration"
-            )
-            return
-        requirement = text.split(" --", 1)[0].strip()  # --hash and other options of one line
-        try:
-            parsed = Requirement(requirement)
-        except InvalidRequirement as error:
-            raise InvalidInputError(
-                f"{name}: the line '{text[:100]}' is no requirement - write it like numpy==1.26.4"
-            ) from error
-        canonical = canonicalize_name(parsed.name)
-        if canonical in {canonicalize_name(never) for never in conda.NEVER_INSTALLED}:
-            self.warnings.append(f"{canonical} is left out: learners do not need it")
-        elif canonical not in ("pip", "wheel"):
-            self.packages.append(str(parsed))
-
-
-def _text(path: Path) -> str:
-    if path.stat().st_size > _MAX_FILE_BYTES:
-        raise InvalidInputError(
-            f"{path.name} is larger than {_MAX_FILE_BYTES >> 20} MiB - is it the right file?"
-        )
+def _entries(checkout: Path, name: str) -> Sequence[Any]:
+    text = pip_lines.read_text(checkout / name, name)
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InvalidInputError(f"{path.name} is no text in UTF-8 - save it as UTF-8") from error
+        content = yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark is not None else ""
+        problem = getattr(error, "problem", None) or "it is nested too deeply"
+        raise InvalidInputError(f"{name} is no YAML{place}: {problem} - mend it") from error
+    if not isinstance(content, dict) or not isinstance(content.get("dependencies") or [], list):
+        raise InvalidInputError(
+            f"{name} has no list 'dependencies' - write one entry a line, such as '- numpy=1.26.4'"
+        )
+    entries: list[Any] = content.get("dependencies") or []
+    return entries
+
+
+def _pip_part(entry: dict[Any, Any], name: str) -> list[str]:
+    lines = entry.get("pip")
+    if set(entry) != {"pip"} or not isinstance(lines, list | None):
+        raise InvalidInputError(
+            f"{name}: the entry '{str(entry)[:80]}' of 'dependencies' cannot be used - "
+            "write a name with a version, or '- pip:' with a list"
+        )
+    return [_as_line(line, name) for line in lines or []]
+
+
+def _as_line(entry: object, name: str) -> str:
+    if not isinstance(entry, str):
+        raise InvalidInputError(
+            f"{name}: the entry '{str(entry)[:80]}' of 'dependencies' cannot be used - "
+            "write a name with a version, such as 'numpy=1.26.4'"
+        )
+    return entry
+
+
+def _merge(first: pip_lines.Lines, second: pip_lines.Lines, first_name: str | None) -> None:
+    """Add what only requirements.txt names; say where the two differ."""
+    known: dict[str, list[str]] = {}
+    for line in first.requirements:
+        known.setdefault(canonicalize_name(Requirement(line).name), []).append(line)
+    for line in second.requirements:
+        others = known.get(canonicalize_name(Requirement(line).name))
+        if others is None or first_name is None:
+            first.requirements.append(line)
+        elif not any(_same(line, other) for other in others):
+            first.warnings.append(
+                f"{PIP_FILE} asks for '{line}', {first_name} for '{others[0]}'; that one is taken"
+            )
+    first.warnings.extend(second.warnings)
+
+
+def _same(line: str, other: str) -> bool:
+    one, two = Requirement(line), Requirement(other)
+    versions = [str(wish.specifier).replace(".*", "") for wish in (one, two)]
+    return versions[0] == versions[1] and one.url == two.url
+
+
+def _without_foreign(lines: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Drop what never belongs into a learner's environment."""
+    kept, warnings = [], []
+    for line in lines:
+        name = canonicalize_name(Requirement(line).name)
+        if name in _TRACKER:
+            warnings.append(f"'{name}' is not installed for learners; FLOps tracks the run itself")
+        elif name not in _OURS and name not in _INSTALLERS:
+            kept.append(line)
+    return kept, warnings
+
+
+def _with_own(lines: list[str], building_blocks: bool) -> tuple[str, ...]:
+    names = {canonicalize_name(Requirement(line).name) for line in lines}
+    added = [] if "numpy" in names else ["numpy"]
+    if building_blocks:
+        added += [line for line in BUILDING_BLOCKS if "<" in line or Requirement(line).name not in names]
+    return tuple(dict.fromkeys([*lines, *added]))

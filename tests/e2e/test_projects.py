@@ -1,0 +1,114 @@
+"""Whole projects, from the command line to the end."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.network, pytest.mark.slow]
+
+User = Any
+Repository = Any
+
+
+def test_the_same_seed_gives_the_same_model_to_the_bit(user: User, repository: Repository) -> None:
+    folder = repository()
+    digests = []
+    for seed in ("3", "3", "4"):
+        project = user.project(
+            str(folder), "--tag", "e2e", "--rounds", "3", "--min-learners", "3", "--seed", seed
+        )
+        assert project["state"] == "finished", project["reason"]
+        model = user.home / "projects" / project["id"] / "state" / "model.safetensors"
+        digests.append(model.read_bytes())
+    assert digests[0] == digests[1]
+    assert digests[0] != digests[2]
+
+
+def test_several_projects_run_at_once(user: User, repository: Repository) -> None:
+    folder = repository()
+    ids = [
+        user.flops(
+            "run", str(folder), "--tag", "e2e", "--rounds", "4", "--name", f"at-once-{number}",
+            "--detach", "--json",
+        ).document["id"]
+        for number in range(3)
+    ]  # fmt: skip
+    for project in ids:
+        attached = user.flops("attach", project, "--json")
+        assert attached.code == 0, attached.stdout
+        assert attached.lines[-1]["state"] == "finished"
+
+
+def test_a_stopped_project_leaves_no_process_behind_within_five_seconds(
+    user: User, repository: Repository
+) -> None:
+    # The user's code starts a process of its own that leaves its session: it must go, too.
+    folder = repository(
+        header="import subprocess, time\n",
+        data="subprocess.Popen(['sleep', '7777'], start_new_session=True)",
+        fit="time.sleep(0.5)",
+    )
+    submitted = user.flops("run", str(folder), "--tag", "e2e", "--rounds", "500", "--detach", "--json")
+    project = submitted.document["id"]
+    deadline = time.monotonic() + 90
+    while not user.events(project, "round.finished"):
+        assert time.monotonic() < deadline, user.flops("events", project).stdout
+    assert _processes_of(project)
+    start = time.monotonic()
+    assert user.flops("stop", project).code == 0
+    shown = user.flops("show", project, "--json").document
+    while shown["state"] != "stopped":
+        assert time.monotonic() - start < 5, shown
+        shown = user.flops("show", project, "--json").document
+    assert not _processes_of(project)
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "7777"]]
+
+
+def test_a_thesis_sla_runs_as_it_is(user: User, repository: Repository, tmp_path: Path) -> None:
+    sla = tmp_path / "sla.json"
+    sla.write_text(
+        "// as the thesis writes it\n"
+        + json.dumps(
+            {
+                "customerID": "Admin",
+                "verbose": True,
+                "ml_repo_url": str(repository()),
+                "ml_model_flavor": "sklearn",
+                "training_configuration": {
+                    "data_tags": ["e2e"],
+                    "training_rounds": 2,
+                    "min_available_clients": 2,
+                    "min_fit_clients": 2,
+                    "min_evaluate_clients": 2,
+                },
+                "resource_constraints": {"memory": 1000, "vcpus": 1, "storage": 0},
+            }
+        )
+    )
+    project = user.project("--spec", str(sla))
+    assert (project["state"], project["rounds_done"]) == ("finished", 2), project["reason"]
+
+
+def test_a_removed_project_is_gone_with_its_folder(user: User, repository: Repository) -> None:
+    project = user.project(str(repository()), "--tag", "e2e", "--rounds", "1")
+    folder = user.home / "projects" / project["id"]
+    assert folder.exists()
+    assert user.flops("rm", project["id"]).code == 0
+    assert not folder.exists()
+    assert project["id"] not in user.flops("ls", "--json").stdout
+
+
+def _processes_of(project: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            marker = process.environ().get("FLOPS_SERVICE", "")
+        except psutil.Error:
+            continue
+        if marker.startswith(f"{project}-") and process.status() != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found
