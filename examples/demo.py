@@ -87,17 +87,19 @@ def summary(dataset: str, federated: dict[str, Any], central: dict[str, Any]) ->
         )
     console.print()
     console.print(table)
+    commands = {
+        "flops ui": "every run and model, in MLflow",
+        f"flops run {REPOSITORY} --mock {dataset} --learners 5 --partition dirichlet "
+        "--strategy FedAvgM --strategy-param server_momentum=0.5": "skewed data, another strategy",
+    }
     model = federated["model"]
-    console.print("\nNext, try:")
     if model:
         get = f"flops model get {model['name']}:{model['version']} --out model"
-        console.print(f"  [bold]{get}[/]   the trained model, in MLflow's format")
-    console.print("  [bold]flops ui[/]   every run and model in MLflow")
-    console.print(
-        f"  [bold]flops run {REPOSITORY} --mock {dataset} --learners 5 --partition dirichlet "
-        "--strategy FedAvgM --strategy-param server_momentum=0.5[/]   skewed data, another strategy"
-    )
-    console.print(f"\n(`flops` is {FLOPS}; `flops down` stops the manager.)")
+        commands = {get: "the trained model, in MLflow's format", **commands}
+    console.print("\nNext, try:")
+    for command, what in commands.items():
+        console.print(f"  [bold]{command}[/]\n      {what}", soft_wrap=True)
+    console.print(f"\n(`flops` is {FLOPS}; `flops down` stops the manager.)", soft_wrap=True)
 
 
 if __name__ == "__main__":

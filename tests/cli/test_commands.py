@@ -92,7 +92,7 @@ def test_parquet_is_sent_as_it_is_and_csv_as_parquet(
     table.write_text("x,y\n1,2\n")
     out = flops("data", "put", str(parquet), str(table), "--tag", "a b", "-t", "c", "--site", "clinic").out
     assert out.splitlines()[1].split() == [
-        "f-1", "clinic", "a", "b,", "c", "20,000", "14", "B", "image,", "label",
+        "f-1", "clinic", "20,000", "14", "B", "a", "b,", "c",
     ]  # fmt: skip
     bodies = [body for _, path, body in stand_in.requests if path == "/v1/data/fragments"]
     assert bodies[0] == b"PAR1 and so on"

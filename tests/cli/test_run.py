@@ -112,6 +112,8 @@ def test_a_thesis_sla_is_taken_as_it_is(stand_in: "StandIn", flops: "Flops", tmp
         (["run", "--spec", "/no/such/file"], 1, "spec '/no/such/file' cannot be read: No such file"),
         (["run", "https://host/x", "--name", "taken"], 1, "error: project 'taken' runs already - stop it"),
         (["run", "https://host/x", "--name", "broken"], 1, "error: <html>oops</html>"),
+        (["show", "../health"], 2, "'../health' is not a project id"),
+        (["stop", "p-none22", "x"], 2, "'x' is not a project id"),
         (["show", "p-none22"], 1, "error: there is no project p-none22 - see 'flops ls'"),
     ],
 )
@@ -157,7 +159,7 @@ def test_a_run_is_told_in_plain_lines_where_there_is_no_terminal(
         "        2/2    0.3101    89.2 %       2/3      12 ms",
         "  ! round 2: learner-2 left out - too slow",
         "",
-        "finished in 23 s: accuracy 89.2 %, loss 0.3101 (round 2 of 2)",
+        "finished in 23 s: accuracy 89.2 %, loss 0.3101 (best round 2 of 2)",
         "model    mnist:3  models:/mnist/3",
         "next     flops model get mnist:3  download the model",
         "         flops ui                 compare runs in the browser",

@@ -59,7 +59,7 @@ class Home:
         condition: Callable[[Result], bool],
         *,
         ear: Listener,
-        deadline_s: float = 60.0,
+        deadline_s: float = 120.0,
     ) -> Result:
         """The project's result, once it meets the condition; ``ear`` was open before the cause."""
         end = time.monotonic() + deadline_s

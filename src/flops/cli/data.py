@@ -120,15 +120,14 @@ def _print(fragments: Sequence[dict[str, Any]], *, as_json: bool) -> None:
         print_json(fragments)
         return
     print_table(
-        ("fragment", "site", "tags", "#examples", "#size", "columns"),
+        ("fragment", "site", "#examples", "#size", "tags"),
         [
             (
                 one["id"],
                 one["site"],
-                ", ".join(one["tags"]),
                 f"{one['num_examples']:,}",
                 size(one["size_bytes"]),
-                ", ".join(one["columns"]),
+                ", ".join(one["tags"]),
             )
             for one in fragments
         ],

@@ -19,9 +19,6 @@ _LOG_TAIL_LINES = 15
 _LOOK_AGAIN_S = 0.03
 _GRACE_S = 5.0
 
-# Managers outlive this process on purpose; a Popen that is dropped while its process runs would warn.
-_started: list["subprocess.Popen[bytes]"] = []
-
 
 @dataclass(frozen=True)
 class Address:
@@ -118,7 +115,7 @@ def _start(settings: Settings, port: int | None, command: Sequence[str], deadlin
     try:
         while time.monotonic() < deadline:
             if client := find(settings):
-                _started.append(process)
+                process.returncode = 0  # it outlives us on purpose: no warning when the Popen is dropped
                 return client
             if (code := process.poll()) is not None:
                 raise FailedError(

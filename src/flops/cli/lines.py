@@ -45,9 +45,9 @@ class Lines:
             case EventKind.WARNING:
                 yield _attention(f"warning: {clean(data.get('message'))}")
             case EventKind.TRAINING_WAITING if self._verbose:
+                expected = data.get("expected") or data.get("needed")
                 yield Text(
-                    f"    waiting for learners: {data.get('connected')} of {data.get('needed')} connected",
-                    "dim",
+                    f"    waiting for learners: {data.get('connected')} of {expected} connected", "dim"
                 )
             case EventKind.LEARNER_LEFT if not self._progress.training_over:
                 reason = clean(data.get("reason") or "no reason given")
@@ -66,9 +66,6 @@ class Lines:
         text = Text("  \N{CHECK MARK} ", style="green")
         text.append(clean(data.get("step")).ljust(_STEP_WIDTH), style="default")
         text.append(duration(float(data.get("duration_s") or 0.0)).rjust(10), style="default")
-        step = self._progress.last_step
-        if step is not None and not self._verbose:
-            text.append(f"  {clean(step.message).splitlines()[0] if step.message else ''}", style="dim")
         return text
 
     def _round(self) -> Iterator[Text]:
@@ -125,7 +122,7 @@ def result(project: Mapping[str, Any], progress: Progress) -> Iterator[Text]:
         text.append(f", loss {number(metrics.get('loss'))}", style="default")
     best = progress.best_round or project.get("best_round")
     if best is not None:
-        text.append(f" (round {best} of {progress.rounds_total})", style="dim")
+        text.append(f" (best round {best} of {progress.rounds_total})", style="dim")
     yield text
     model = project.get("model") or progress.model
     if not model:

@@ -42,7 +42,6 @@ class Progress:
     started: float | None = None
     ended: float | None = None
     running: dict[str, Step] = field(default_factory=dict)
-    last_step: Step | None = None
     connected: set[str] = field(default_factory=set)
     waiting_for: int | None = None
     deadline_s: float | None = None
@@ -76,13 +75,13 @@ class Progress:
                 step = self.running.setdefault(str(data["step"]), Step(str(data["step"]), event.time))
                 step.message = str(data.get("message", ""))
             case EventKind.STEP_FINISHED:
-                self.last_step = self.running.pop(str(data["step"]), None)
+                self.running.pop(str(data["step"]), None)
             case EventKind.LEARNER_CONNECTED:
                 self.connected.add(str(data.get("learner")))
             case EventKind.LEARNER_LEFT:
                 self.connected.discard(str(data.get("learner")))
             case EventKind.TRAINING_WAITING:
-                self.waiting_for = data.get("needed")
+                self.waiting_for = data.get("expected") or data.get("needed")
                 self.deadline_s = data.get("deadline_s")
             case EventKind.ROUND_STARTED:
                 self.round = int(data.get("round", 0))

@@ -19,7 +19,7 @@ from flops.cli.output import (
     say,
     state_text,
 )
-from flops.cli.session import PROJECT_HELP
+from flops.cli.session import ProjectArgument, ProjectArguments
 
 if TYPE_CHECKING:
     from flops.cli.client import ManagerClient
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 _PANEL = "Federated training"
 _STOP_DEADLINE_S = 30.0
-ProjectArgument = Annotated[str, typer.Argument(metavar="ID", help=PROJECT_HELP)]
-ProjectArguments = Annotated[list[str], typer.Argument(metavar="ID...", help=PROJECT_HELP)]
 
 
 def register(app: typer.Typer) -> None:
@@ -132,7 +130,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             f"{found['rounds_done']} of {found['rounds_total']}" + (f", best {best}" if best else ""),
         ),
         (
-            "metrics",
+            "last round",
             f"accuracy {percent(metrics.get('accuracy'))}, loss {number(metrics.get('loss'))}"
             if metrics
             else None,
@@ -161,6 +159,8 @@ def logs(
         print_json(found)
         return
     for name, text in found.items():
+        if not text.strip():
+            continue
         if len(found) > 1:
             say((f"==> {clean(name)}", "bold"))
         console().out(clean(text).rstrip("\n"))

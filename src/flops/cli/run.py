@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from flops.cli.output import JsonFlag, print_json, say
-from flops.cli.session import PROJECT_HELP
+from flops.cli.session import ProjectArgument
 
 _PANEL = "Federated training"
 _SPEC, _DATA, _TRAINING = "What", "Data", "Training"
@@ -150,7 +150,7 @@ def run(
 
 
 def attach(
-    project: Annotated[str, typer.Argument(metavar="ID", help=PROJECT_HELP)],
+    project: ProjectArgument,
     as_json: JsonFlag = False,
 ) -> None:
     """Watch a project, from its beginning until its end.

@@ -4,14 +4,30 @@ Imports the HTTP client only when called, so that ``--help`` and completion stay
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from flops.cli.output import note
+from flops.core.errors import InvalidInputError
+from flops.core.ids import project_id
 
 if TYPE_CHECKING:
     from flops.cli.client import ManagerClient
 
-PROJECT_HELP = "A project's id, such as p-7k2mqd (see 'flops ls')."
+
+def _checked(given: str | list[str]) -> str | list[str]:
+    for text in [given] if isinstance(given, str) else given:
+        try:
+            project_id(text)
+        except InvalidInputError as error:
+            raise typer.BadParameter(str(error)) from error
+    return given
+
+
+_HELP = "A project's id, such as p-7k2mqd (see 'flops ls')."
+ProjectArgument = Annotated[str, typer.Argument(metavar="ID", help=_HELP, callback=_checked)]
+ProjectArguments = Annotated[list[str], typer.Argument(metavar="ID...", help=_HELP, callback=_checked)]
 
 
 def manager() -> "ManagerClient":

@@ -27,6 +27,8 @@ from flops.manager.process_tree import kill_tree
 Progress = Callable[[str], None]
 
 _LAST_LINES = 5
+# Not by -m: the package imports this module, which would then exist twice.
+_PROGRAM = "from flops.manager.step_process import main; main()"
 # Errors keep their kind on the way to the manager.
 _KINDS: dict[str, type[FlopsError]] = {
     kind.code: kind
@@ -113,7 +115,7 @@ class StepProcess:
             self._log.parent.mkdir(parents=True, exist_ok=True)
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-m", "flops.manager.step_process"],
+                    [sys.executable, "-P", "-c", _PROGRAM],
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -205,7 +207,3 @@ def _pump(lines: IO[str], requests: "SimpleQueue[str]") -> None:
         requests.put(line)
     kill_tree(os.getpid(), itself=False)
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

@@ -198,7 +198,7 @@ class Shipper:
                 self._client.log_model_artifact(model_id, str(link))
 
     def _link(self, model_id: str, step: int, result: Result) -> None:
-        """Make the model an output of the run; MLflow would add a second link without asking."""
+        """Make the model an output of the run, once: MLflow fails on a second link."""
         from mlflow.entities import LoggedModelOutput
 
         outputs = self._client.get_run(result.run_id).outputs
