@@ -26,5 +26,6 @@ class DataManager(DataManagerTemplate):
     @staticmethod
     def _flatten(part: Any) -> tuple[np.ndarray, np.ndarray]:
         """Images (N, 28, 28) of 0..255 as rows (N, 784) of 0..1, and labels (N,)."""
-        images = part["image"]
-        return images.reshape(len(images), -1) / 255.0, part["label"]
+        columns = part[:]  # both in one pass
+        images = columns["image"]
+        return images.reshape(len(images), -1) / 255.0, columns["label"]

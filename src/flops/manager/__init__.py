@@ -7,10 +7,14 @@ process. What the floors below do runs in processes of their own (`flops.manager
 small.
 """
 
-from flops.manager.home import Home, claim_home
-from flops.manager.manager import Manager
-from flops.manager.reports import MAX_REPORTS, Report, parse_report
-from flops.manager.states import TERMINAL, State
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flops.manager.home import Home, claim_home
+    from flops.manager.manager import Manager
+    from flops.manager.reports import MAX_REPORTS, Report, parse_report
+    from flops.manager.states import TERMINAL, State
 
 __all__ = [
     "MAX_REPORTS",
@@ -22,3 +26,21 @@ __all__ = [
     "claim_home",
     "parse_report",
 ]
+
+_HOMES = {
+    "Home": "home",
+    "claim_home": "home",
+    "Manager": "manager",
+    "MAX_REPORTS": "reports",
+    "Report": "reports",
+    "parse_report": "reports",
+    "TERMINAL": "states",
+    "State": "states",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import on first use: the program of the steps needs nothing of the store (1 s of imports)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
