@@ -17,6 +17,7 @@ import pytest
 from flops.guest import Guest, GuestError, Room
 
 if TYPE_CHECKING:
+    from tests.conftest import Require
     from tests.guest.conftest import Ready, Repository, Start
 
 T = 30.0
@@ -43,11 +44,10 @@ def connecting(port: int) -> str:
     )
 
 
-def test_a_guest_reaches_no_network(ready: Ready, model_fd: int) -> None:
+def test_a_guest_reaches_no_network(ready: Ready, model_fd: int, require: Require) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         guest = ready(connecting(server.getsockname()[1]))
-        if not guest.isolation.network_cut:
-            pytest.skip(guest.isolation.reason)
+        require(guest.isolation.network_cut, guest.isolation.reason)
         with pytest.raises(GuestError, match="fit_model raised ConnectionRefusedError"):
             guest.fit(model_fd, 1, timeout_s=T)
 
@@ -72,19 +72,18 @@ def test_a_guest_has_its_own_loopback(ready: Ready, model_fd: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["environ", "mem"])
-def test_a_guest_cannot_look_into_its_agent(ready: Ready, model_fd: int, name: str) -> None:
+def test_a_guest_cannot_look_into_its_agent(ready: Ready, model_fd: int, name: str, require: Require) -> None:
     guest = ready(
         "def fit_model(self):\n"
         "    import os\n"
         f"    return len(open(f'/proc/{{os.getppid()}}/{name}', 'rb').read(9))"
     )
-    if not guest.isolation.network_cut:
-        pytest.skip(guest.isolation.reason)
+    require(guest.isolation.network_cut, guest.isolation.reason)
     with pytest.raises(GuestError, match="fit_model raised PermissionError"):
         guest.fit(model_fd, 1, timeout_s=T)
 
 
-def test_a_guest_cannot_return_to_the_old_network(ready: Ready, model_fd: int) -> None:
+def test_a_guest_cannot_return_to_the_old_network(ready: Ready, model_fd: int, require: Require) -> None:
     guest = ready(
         "def fit_model(self):\n"
         "    import ctypes, os\n"
@@ -95,8 +94,7 @@ def test_a_guest_cannot_return_to_the_old_network(ready: Ready, model_fd: int) -
         "        assert libc.setns(fd, 0) != 0, 'escaped'\n"
         "    return 1"
     )
-    if not guest.isolation.network_cut:
-        pytest.skip(guest.isolation.reason)
+    require(guest.isolation.network_cut, guest.isolation.reason)
     assert guest.fit(model_fd, 1, timeout_s=T).num_examples == 1
 
 

@@ -65,6 +65,9 @@ class Home:
         """Nobody finds this manager any more, and another may come."""
         self.settings.address_file.unlink(missing_ok=True)
         self.settings.manager_socket.unlink(missing_ok=True)
+        if self.settings.home not in self.settings.run_dir.parents:
+            with suppress(OSError):  # sockets of services that go on are still in it
+                self.settings.run_dir.rmdir()
         os.close(self._lock_fd)
 
     @property

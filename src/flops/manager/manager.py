@@ -5,7 +5,9 @@ of it.
 """
 
 import logging
+import os
 import shutil
+import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -69,7 +71,7 @@ class Manager:
         self._clock = clock or SystemClock()
         for folder in (settings.home, settings.projects_dir, settings.run_dir, settings.logs_dir):
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        settings.run_dir.chmod(0o700)
+        _claim_run_dir(settings.run_dir)
         self.broadcast = Broadcast()
         self._store = Store(open_database(settings.database), self._clock, self.broadcast.notify)
         self._orchestrator = orchestrator or ProcessOrchestrator(
@@ -408,3 +410,11 @@ def _tail_of(path: Path, tail_bytes: int = 1 << 20) -> str:
         size = file.seek(0, 2)
         file.seek(max(0, size - tail_bytes))
         return file.read().decode(errors="replace")
+
+
+def _claim_run_dir(folder: Path) -> None:
+    """See to it that nobody else can put sockets there: it may lie in the system's temporary folder."""
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+        raise ConflictError(f"'{folder}' belongs to somebody else - remove it, or choose another FLOPS_HOME")
+    folder.chmod(0o700)
