@@ -3,14 +3,17 @@
 The program that runs beside the data. It starts the user's code in a worker, fetches the learner's own
 fragments from its node's data server when that code asks for them, and takes part in the training.
 
-Exit codes: 0 the project is over, 1 the user's code ended this learner's part, 2 the configuration is
-unusable.
+Exit codes: 0 the project is over, 1 the user's code or its data ended this learner's part, 2 the
+configuration is unusable, 143 and 130 it was told to end (SIGTERM, SIGINT).
 """
 
 import argparse
 import logging
 import os
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +25,8 @@ from flops.federation.model_file import anonymous_file
 from flops.guest import Guest, Room
 
 log = logging.getLogger(__name__)
+
+_END_S = 3.0
 
 
 def fetch_dataset(access: DataAccess | None) -> Sequence[int]:
@@ -60,6 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FlopsError as error:
         log.error("%s", error)
         return 2
+    end_on_signals(guest)
     log.info("the worker runs, isolation: %s", guest.isolation)
     try:
         Agent(config, guest).run()
@@ -67,9 +73,42 @@ def main(arguments: Sequence[str] | None = None) -> int:
         log.error("%s", error)
         return 1
     finally:
-        guest.close()
+        end(guest)
     return 0
 
 
+def end(guest: Guest) -> None:
+    """End the worker and clean up after it, also from within a request.
+
+    A worker that waits for its data cannot be waited for; it dies with this process.
+    """
+    ending = threading.Thread(target=guest.kill, daemon=True)
+    ending.start()
+    ending.join(_END_S)
+
+
+def end_on_signals(guest: Guest) -> None:
+    """Leave nothing behind when told to end, whatever this process is doing.
+
+    Python runs a handler only between two steps of its main thread, which may be waiting in the transport for
+    hours; the byte that a signal writes wakes a thread at once.
+    """
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+    def watch() -> None:
+        number = reading.recv(1)[0]
+        writing.close()
+        end(guest)
+        os._exit(128 + number)
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    logging.shutdown()
+    os._exit(code)  # threads that wait in the transport or for data must not keep it

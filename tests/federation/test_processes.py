@@ -28,7 +28,7 @@ class ModelManager(ModelManagerTemplate):
     """Random steps from the seeded generators: any repetition of a round shows in the bits."""
 
     def __init__(self):
-        self.parameters = [np.zeros((50, 40), np.float32), np.zeros(7)]
+        self.parameters = [np.zeros((ROWS, 40), np.float32), np.zeros(7)]
         self.rounds = 0
 
     def set_model_data(self):
@@ -58,10 +58,12 @@ class ModelManager(ModelManagerTemplate):
 class Run:
     """One training as processes; everything is ended with the test."""
 
-    def __init__(self, folder: Path, rounds: int, faults: dict[str, str] | None = None, **plan: Any) -> None:
+    def __init__(
+        self, folder: Path, rounds: int, faults: dict[str, str] | None = None, rows: int = 50, **plan: Any
+    ) -> None:
         self.folder = folder
         folder.mkdir()
-        arrays: list[Any] = [np.zeros((50, 40), np.float32), np.zeros(7)]
+        arrays: list[Any] = [np.zeros((rows, 40), np.float32), np.zeros(7)]
         with (folder / "initial.safetensors").open("wb") as file:
             write(file.fileno(), Layout.of(arrays), arrays)
         names = ["l-0", "l-1", "l-2"]
@@ -82,7 +84,9 @@ class Run:
             code = folder / f"code-{name}"
             code.mkdir()
             fault = (faults or {}).get(name, "pass")
-            (code / "model_manager.py").write_text(MODEL_MANAGER.replace("FAULT", fault))
+            (code / "model_manager.py").write_text(
+                MODEL_MANAGER.replace("FAULT", fault).replace("ROWS", str(rows))
+            )
             AgentConfig(
                 project="p-test",
                 learner=name,
@@ -207,6 +211,143 @@ def test_a_killed_agent_takes_its_worker_along_and_the_round_goes_on(run: Any) -
     training.result()
     assert not any(Path(f"/proc/{child}").exists() for child in children)
     assert training.reports("round.finished")[-1]["participants"] == 2
+
+
+@pytest.mark.parametrize("strategy", ["FedAvg", "FedAdam", "FedMedian"])
+def test_seeded_runs_end_with_the_same_bits_whatever_the_order_of_arrival(run: Any, strategy: str) -> None:
+    """Updates above 64 KiB, so they are spooled; the learners take different times in each run."""
+    orders = (["0", "0.15", "0.3"], ["0.3", "0", "0.15"])
+    models = []
+    for delays in orders:
+        faults = {f"l-{number}": f"time.sleep({delay})" for number, delay in enumerate(delays)}
+        models.append(run(rounds=2, rows=5000, faults=faults, strategy=strategy, seed=11).result())
+    assert models[0] == models[1]
+    assert len({models[0][0][i : i + 4] for i in range(0, 4000, 4)}) > 900
+
+
+def _worker_of(agent: "subprocess.Popen[bytes]") -> list[str]:
+    return Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+
+
+def _wait_until(what: Any, timeout_s: float = 30.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+FITS_FOR_LONG = "open('fitting', 'w').close(); time.sleep(60)"
+
+
+def _is_fitting(training: Run, name: str) -> bool:
+    return (training.folder / f"code-{name}" / "fitting").exists()
+
+
+def test_an_agent_that_is_told_to_end_while_it_trains_leaves_nothing_behind(run: Any, tmp_path: Path) -> None:
+    training = run(rounds=1, faults={"l-1": FITS_FOR_LONG})
+    _wait_until(lambda: _is_fitting(training, "l-1"))
+    agent = training.agents["l-1"]
+    children = _worker_of(agent)
+    homes = [
+        Path(value.split("=", 1)[1])
+        for child in children
+        for value in Path(f"/proc/{child}/environ").read_text().split("\0")
+        if value.startswith("HOME=")
+    ]
+    assert children
+    assert homes
+    agent.terminate()
+    assert agent.wait(5) == 143
+    assert not any(Path(f"/proc/{child}").exists() for child in children)
+    assert not any(home.exists() for home in homes)
+
+
+def test_agents_end_with_the_project_even_while_they_train(run: Any) -> None:
+    few = {"min_available_learners": 2, "min_fit_learners": 2, "min_evaluate_learners": 1}
+    training = run(rounds=1, faults={"l-1": FITS_FOR_LONG}, round_deadline_s=2.0, **few)
+    training.result()
+    assert _is_fitting(training, "l-1")
+    assert training.agents["l-1"].wait(5) == 0
+
+
+def test_a_training_that_takes_longer_than_a_cut_counts(run: Any) -> None:
+    """The agent connects again while the user's code goes on, so nobody takes it for gone."""
+    fault = "open('fitting', 'w').close(); time.sleep(5)"
+    training = run(rounds=1, faults={"l-1": fault}, start_deadline_s=4.0)
+    _wait_until(lambda: _is_fitting(training, "l-1"))
+    training.aggregator.kill()
+    training.aggregator.wait(10)
+    training.aggregator = training.start_aggregator()
+    training.result()
+    assert training.reports("round.finished")[0]["participants"] == 3
+    assert (training.folder / "l-1.log").read_text().count("the aggregator is away") >= 1
+
+
+def test_a_learner_whose_code_failed_during_a_cut_says_so_afterwards(run: Any) -> None:
+    fault = (
+        "open('fitting', 'w').close()\n"
+        "        while not os.path.exists('cut'): time.sleep(0.01)\n"
+        "        os._exit(9)"
+    )
+    few = {"min_available_learners": 2, "min_fit_learners": 2, "min_evaluate_learners": 2}
+    training = run(rounds=1, faults={"l-1": fault}, **few)
+    _wait_until(lambda: _is_fitting(training, "l-1"))
+    training.aggregator.kill()
+    training.aggregator.wait(10)
+    children = _worker_of(training.agents["l-1"])
+    (training.folder / "code-l-1" / "cut").touch()
+    _wait_until(lambda: not any(Path(f"/proc/{child}").exists() for child in children))
+    training.aggregator = training.start_aggregator()
+    training.result()
+    (left,) = [data for data in training.reports("learner.left") if data["final"]]
+    assert "exit code 9" in left["reason"]
+    assert training.agents["l-1"].wait(10) == 1
+
+
+def test_an_update_that_user_code_cuts_short_ends_only_its_learners_part(run: Any) -> None:
+    """Under a mapping it would be a SIGBUS of the agent."""
+    fault = (
+        "import glob, threading\n"
+        "        def cut():\n"
+        "            while True:\n"
+        "                for name in glob.glob('/proc/self/fd/*'):\n"
+        "                    try:\n"
+        "                        if 'update' in os.readlink(name) and os.stat(name).st_size > 1000:\n"
+        "                            time.sleep(0.002)\n"
+        "                            os.truncate(name, 5000)\n"
+        "                    except OSError: pass\n"
+        "        threading.Thread(target=cut, daemon=True).start()"
+    )
+    few = {"min_available_learners": 2, "min_fit_learners": 2, "min_evaluate_learners": 2}
+    training = run(rounds=1, rows=20_000, faults={"l-1": fault}, **few)
+    training.result()
+    assert training.agents["l-1"].wait(10) == 1
+    (left,) = [data for data in training.reports("learner.left") if data["final"]]
+    assert left["learner"] == "l-1"
+    assert "fit_model" in left["reason"]
+
+
+def test_data_that_cannot_be_had_are_the_reason_that_is_shown(run: Any) -> None:
+    training = run(
+        rounds=1,
+        faults={"l-1": "from flops_utils.ml_repo_building_blocks import load_dataset; load_dataset()"},
+    )
+    assert training.aggregator.wait(60) == 1
+    (failed,) = training.reports("training.failed")
+    assert "l-1" in failed["reason"]
+    assert training.agents["l-1"].wait(10) == 1
+
+
+def test_an_aggregator_that_cannot_go_on_says_so_and_ends(run: Any) -> None:
+    training = run(rounds=50)
+    training.wait_for_round(1)
+    # The state folder vanishes: whatever is raised then, the process ends and does not hang.
+    for path in (training.folder / "state").glob("*.safetensors"):
+        path.unlink()
+    (training.folder / "state").rename(training.folder / "away")
+    assert training.aggregator.wait(20) == 1
+    lines = (training.folder / "away" / "reports.jsonl").read_text().splitlines()
+    assert json.loads(lines[-1])["kind"] == "training.failed"
 
 
 def test_agents_and_aggregator_start_light() -> None:

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from flops.core.errors import InvalidInputError
 from flops.federation import check_strategy, strategy_names
-from flops.federation.blocks import all_finite, blocks
+from flops.federation.blocks import all_usable, blocks
 from flops.federation.flower import ExchangeGrid, FlowerStrategy, claim_process
 from flops.federation.mean import WeightedMean, weighted_metrics
+from flops.federation.model_file import as_dtype
 from flops.federation.strategies import _NOT_YET
 from flops.federation.updates import MemoryBody, Update
 from flops_worker.tensors import Layout
@@ -79,9 +80,38 @@ def test_blocks_cover_a_body_exactly_once(dtypes: list[str], count: int) -> None
     assert (position, parameters) == (layout.nbytes, layout.num_parameters)
 
 
-def test_finite_numbers_whose_sum_overflows_are_finite() -> None:
-    assert all_finite(np.full(10, 1.5e308))
-    assert not all_finite(np.array([1.0, -np.inf, np.inf], np.float32))
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_numbers_that_no_sum_can_take_are_not_usable(dtype: str) -> None:
+    assert all_usable(np.zeros(0, dtype))
+    assert all_usable(np.full(1000, min(1e290, float(np.finfo(dtype).max)), dtype))
+    for bad in ([1.0, -np.inf, np.inf], [0.0, np.nan], [np.inf]):
+        assert not all_usable(np.array(bad, dtype))
+
+
+def test_finite_numbers_that_could_overflow_the_weighted_sum_are_not_usable() -> None:
+    assert not all_usable(np.array([1.0, 1e300]))
+    assert not all_usable(np.array([1.0, -1e300]))
+
+
+def test_a_bool_is_zero_or_one() -> None:
+    assert all_usable(np.array([True, False]))
+    assert not all_usable(np.frombuffer(b"\x01\x07", np.bool_))
+
+
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i4", "i8", "u8"])
+def test_integers_stay_within_their_type(dtype: str) -> None:
+    limits = np.iinfo(dtype)
+    values = as_dtype(np.array([float(limits.min), float(limits.max), -1e30, 1e30]), np.dtype(dtype))
+    assert values.dtype == np.dtype(dtype)
+    assert values[0] == values[2] == limits.min
+    assert values[1] == values[3]
+    assert 0 <= int(limits.max) - int(values[1]) <= 2**11
+    halves = as_dtype(np.array([1.5, 2.5], np.float32), np.dtype(dtype))
+    np.testing.assert_array_equal(halves, [2, 2])
+
+
+def test_metrics_near_the_largest_float_have_a_finite_mean() -> None:
+    assert weighted_metrics([(2.0**40, {"x": 1e308}), (2.0**40, {"x": 1e308})]) == {"x": 1e308}
 
 
 @pytest.mark.parametrize(

@@ -58,13 +58,13 @@ def aggregate(config: AggregatorConfig) -> int:
         log.error("%s", error)
         reporter.report(EventKind.TRAINING_FAILED, reason=str(error))
         code, reason = 1, str(error)
-    except OSError as error:
-        log.exception("the system failed the aggregator")
+    except Exception as error:  # whatever it is, the project has to hear that nothing more will come
+        log.exception("the aggregator cannot go on")
+        code, reason = 1, f"{type(error).__name__}: {error}"
         reporter.report(
             EventKind.TRAINING_FAILED,
-            reason=f"the aggregator of project {config.project} cannot go on: {error}",
+            reason=f"the aggregator of project {config.project} cannot go on: {reason}",
         )
-        code, reason = 1, str(error)
     if hub is not None:
         hub.stop_all(reason)
     reporter.flush(_LAST_REPORTS_S)
@@ -97,7 +97,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    code = main()
-    logging.shutdown()
-    # Calls of learners that hang would keep the server's shutdown waiting; everything that counts is on disk.
-    os._exit(code)
+    code = 1
+    try:
+        code = main()
+    except Exception:
+        log.exception("the aggregator ends")
+    finally:
+        logging.shutdown()
+        # Calls of learners that hang would keep the server's shutdown waiting; what counts is on disk.
+        os._exit(code)

@@ -2,6 +2,7 @@
 
 The folder holds the current global model, the best one, the server optimiser's state, and ``state.json``,
 which names them and is replaced atomically. A killed aggregator starts again from the last committed round.
+`BEST` is a second name of the best committed model, put right after each commit and at each start.
 The files survive the death of every process; a power cut may cost the rounds that the kernel had not
 written out yet.
 """
@@ -9,7 +10,7 @@ written out yet.
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,9 @@ class Committed:
     best_round: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)
     slowest_s: float | None = None
-    """The longest that an accepted learner took for a round, so far; deadlines derive from it."""
+    """The longest that an accepted learner took for an answer, so far; deadlines derive from it."""
+    report: dict[str, Any] = field(default_factory=dict)
+    """What is reported of the round, should the aggregator be killed between its commit and its report."""
 
 
 class Checkpoint:
@@ -44,6 +47,7 @@ class Checkpoint:
         for part in folder.glob("*.part"):
             part.unlink()
         self.committed = self._read()
+        self._name_best()
 
     def model(self) -> ModelFile:
         """The global model after the last committed round.
@@ -76,16 +80,21 @@ class Checkpoint:
                 layout, list(strategy_state.values()), self._strategy_path(state.round), durable=False
             ).close()
         if is_best:
-            link = self.folder / "best.part"
-            link.unlink(missing_ok=True)
-            os.link(self._model_path(state.round), link)
-            link.rename(self.best_model())
+            best = self._best_path(state.round)
+            best.unlink(missing_ok=True)
+            os.link(self._model_path(state.round), best)
         temporary = self.folder / "state.json.part"
-        temporary.write_text(json.dumps(asdict(state)))
+        temporary.write_text(json.dumps(vars(state)))
         temporary.rename(self.folder / "state.json")
         self.committed = state
+        self._name_best()
+        kept = {
+            self._model_path(state.round),
+            self._strategy_path(state.round),
+            self._best_path(state.best_round),
+        }
         for path in self.folder.glob("*-*.safetensors"):
-            if path.stem.rpartition("-")[2] != str(state.round):
+            if path not in kept:
                 path.unlink()
 
     def strategy_state(self) -> dict[str, np.ndarray[Any, Any]]:
@@ -103,6 +112,31 @@ class Checkpoint:
 
     def _model_path(self, round_number: int) -> Path:
         return self._initial if round_number == 0 else self.folder / f"global-{round_number}.safetensors"
+
+    def _best_path(self, round_number: int) -> Path:
+        return self.folder / f"best-{round_number}.safetensors"
+
+    def _name_best(self) -> None:
+        """Let `BEST` be the best model of the committed rounds, whatever a killed life left there.
+
+        Raises:
+            FailedError: that model is missing.
+        """
+        best = self._best_path(self.committed.best_round)
+        if self.committed.round == 0 or (
+            self.best_model().exists() and best.exists() and best.samefile(self.best_model())
+        ):
+            return
+        link = self.folder / "best.part"
+        link.unlink(missing_ok=True)
+        try:
+            os.link(best, link)
+        except OSError as error:
+            raise FailedError(
+                f"the best model, of round {self.committed.best_round}, cannot be opened: {error} - "
+                "start the project again"
+            ) from error
+        link.rename(self.best_model())
 
     def _strategy_path(self, round_number: int) -> Path:
         return self.folder / f"strategy-{round_number}.safetensors"

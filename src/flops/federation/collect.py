@@ -18,6 +18,10 @@ from flops_worker.tensors import Layout, LayoutError
 MAX_EXAMPLES = 1 << 40
 MAX_METRICS = 100
 PARALLEL_UPLOADS = 3
+SLOW_UPLOAD_S = 5.0
+SLOW_UPLOAD_BYTES_PER_S = 20e6
+# An upload that takes longer than this no longer keeps others waiting: a learner that drips its bytes costs a
+# few seconds, not the round. Its spool file is all it holds.
 
 
 class Post(Protocol):
@@ -95,8 +99,9 @@ class TrainCollection(Collection):
         self._announced: deque[Update] = deque()
         self._uploading: dict[str, Update] = {}
         self._arrived: dict[str, Update] = {}
+        self._since: dict[str, float] = {}
+        self._slow: set[str] = set()
         self._next_slot = 0
-        self.taken = 0
 
     def answer(self, said: Said) -> None:
         """A learner's announcement of its update, perhaps with the update itself.
@@ -105,6 +110,8 @@ class TrainCollection(Collection):
             RefusedError: it does not count; the learner is left out of the round.
         """
         self.check_task(said)
+        if said.learner in self.announced:
+            raise RefusedError(f"it has answered {self.task} already")
         try:
             update = self._announcement(said)
         except RefusedError as error:
@@ -120,6 +127,7 @@ class TrainCollection(Collection):
     def uploaded(self, learner: str) -> None:
         """The last block of a learner's update is here."""
         update = self._uploading.pop(learner, None)
+        self._forget_pace(learner)
         if update is not None:
             self._arrive(update)
         self._ask_for_more()
@@ -139,6 +147,19 @@ class TrainCollection(Collection):
         self._cancel(learner)
         self._hand_on()
         self._ask_for_more()
+
+    def hand_slots_on(self, now: float) -> float:
+        """Let others upload beside those that are slow; returns when to look again (the caller's clock)."""
+        limit_s = SLOW_UPLOAD_S + self._layout.nbytes / SLOW_UPLOAD_BYTES_PER_S
+        for learner in self._uploading:
+            self._since.setdefault(learner, now)
+        slow = {learner for learner, since in self._since.items() if now - since >= limit_s}
+        if slow != self._slow:
+            self._slow = slow
+            self._ask_for_more()
+        return min(
+            (since + limit_s for name, since in self._since.items() if name not in slow), default=math.inf
+        )
 
     def close(self) -> None:
         """Nothing more is taken: give back what is half-way."""
@@ -168,19 +189,19 @@ class TrainCollection(Collection):
             num_examples,
             finite_metrics(header.get("metrics")),
             body,
-            fit_s=_number(header.get("fit_s")),
+            fit_s=_finite(header.get("fit_s")) or 0.0,
             nbytes=self._layout.nbytes,
         )
 
     def _difference(self, header: Any) -> str:
         try:
             difference = self._layout.difference(Layout.from_header(header))
-        except LayoutError as error:
+        except (LayoutError, TypeError) as error:
             return f"its description of the parameters is broken: {error}"
         return f"after training it has {difference}" if difference else "its layout and digest disagree"
 
     def _ask_for_more(self) -> None:
-        while self._announced and len(self._uploading) < PARALLEL_UPLOADS:
+        while self._announced and len(self._uploading) - len(self._slow) < PARALLEL_UPLOADS:
             update = self._announced.popleft()
             body = SpooledBody(self._spool, self._layout, self._blocks)
             update.body = body
@@ -191,9 +212,14 @@ class TrainCollection(Collection):
     def _cancel(self, learner: str) -> None:
         self._announced = deque(update for update in self._announced if update.learner != learner)
         update = self._uploading.pop(learner, None)
+        self._forget_pace(learner)
         if update is not None:
             self._post.end_upload(learner)
             update.body.release()
+
+    def _forget_pace(self, learner: str) -> None:
+        self._since.pop(learner, None)
+        self._slow.discard(learner)
 
     def _arrive(self, update: Update) -> None:
         self.outstanding.discard(update.learner)
@@ -205,7 +231,6 @@ class TrainCollection(Collection):
             learner = self.cohort[self._next_slot]
             update = self._arrived.pop(learner, None)
             if update is not None:
-                self.taken += 1
                 self._take(update)
             elif learner not in self.left_out:
                 return
@@ -233,10 +258,10 @@ class EvaluateCollection(Collection):
                 raise RefusedError(f"it claims to have evaluated {str(num_examples)[:40]} examples")
             metrics = finite_metrics(header.get("metrics"))
             for name in ("loss", "accuracy"):
-                value = header.get(name)
-                if not isinstance(value, (int, float)) or not math.isfinite(value):
-                    raise RefusedError(f"its {name} is {str(value)[:40]}")
-                metrics[name] = float(value)
+                value = _finite(header.get(name))
+                if value is None:
+                    raise RefusedError(f"its {name} is {str(header.get(name))[:40]}")
+                metrics[name] = value
         except RefusedError as error:
             self.leave_out(said.learner, str(error))
             raise
@@ -269,12 +294,16 @@ def finite_metrics(metrics: Any) -> dict[str, float]:
     """The finite numbers of a learner's own metrics, at most `MAX_METRICS`; the rest is dropped."""
     if not isinstance(metrics, dict):
         return {}
-    return {
-        str(name)[:100]: float(value)
-        for name, value in list(metrics.items())[:MAX_METRICS]
-        if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    }
+    numbers = ((str(name)[:100], _finite(value)) for name, value in list(metrics.items())[:MAX_METRICS])
+    return {name: value for name, value in numbers if value is not None}
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
+def _finite(value: Any) -> float | None:
+    """A JSON value as a finite number; None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    try:
+        number = float(value)
+    except OverflowError:  # an integer may have thousands of digits
+        return None
+    return number if math.isfinite(number) else None

@@ -131,15 +131,18 @@ class FlowerStrategy:
         self.reduction = check_strategy(name, parameters)
         self.name = name
         self._grid = ExchangeGrid(_no_carry)
+        self._least = {
+            "min_train_nodes": min_fit,
+            "min_evaluate_nodes": min_evaluate,
+            "min_available_nodes": min_available,
+        }
         self._sent: dict[int, Any] = {}
         try:
             self._strategy: Any = getattr(flower_strategies, name)(
                 **{
                     "fraction_train": fraction_fit,
                     "fraction_evaluate": fraction_evaluate,
-                    "min_train_nodes": min_fit,
-                    "min_evaluate_nodes": min_evaluate,
-                    "min_available_nodes": min_available,
+                    **self._least,
                     **parameters,
                 }
             )
@@ -161,7 +164,12 @@ class FlowerStrategy:
         Returns:
             the configuration to send, by node id.
         """
+        if not nodes:
+            return {}
         self._grid.freeze(nodes)
+        # Below its minimums Flower waits for nodes without end; that these will do, the round loop decided.
+        for attribute, least in self._least.items():
+            setattr(self._strategy, attribute, min(least, len(nodes)))
         arrays = ArrayRecord()
         if phase == "train" and self.reduction is not Reduction.MEAN:
             arrays = _record(model())

@@ -3,14 +3,19 @@
 One Arrow Flight server, one exchange a learner that stays open over all rounds. For each there is the
 call's own thread, which reads, and one that writes: a learner that does not read can block nobody else, and
 a learner that is gone is noticed at once. What learners say goes into one inbox that the round loop reads;
-nothing polls. A learner that connects again replaces its former session.
+nothing polls. A learner that connects again replaces its former session, which from then on has no say.
+
+No learner can make the aggregator hold more than it asked for: what waits to be sent is at most the latest
+task, and a learner may say only as much as it was asked. (Not bounded here, for want of an option in
+pyarrow's server: the size of one Flight message before it is parsed.)
 """
 
-import contextlib
 import hashlib
 import logging
 import queue
 import threading
+import time
+from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,23 +24,29 @@ from typing import Any
 import pyarrow.flight as flight
 
 from flops.federation import wire
-from flops.federation.blocks import Block
+from flops.federation.blocks import Block, blocks
 from flops.federation.config import Member, Tls
-from flops.federation.model_file import ModelFile, layout_digest
+from flops.federation.model_file import layout_digest
 from flops.federation.updates import RefusedError, SpooledBody
 from flops_worker.tensors import Layout
 
 log = logging.getLogger(__name__)
 
 _AUTH = "flops-auth"
+_MAX_CALLS = 16
+"""Open exchanges of one learner. One counts; others are left over from connections that broke unnoticed."""
+_STOP_S = 2.0
 
 
 @dataclass(frozen=True)
 class GlobalModel:
-    """One version of the global model: the parameters after ``version`` rounds."""
+    """One version of the global model: the parameters after ``version`` rounds.
+
+    ``body`` keeps its file mapped for as long as a learner is still being sent this version.
+    """
 
     version: int
-    file: ModelFile
+    body: memoryview
     blocks: tuple[Block, ...]
 
 
@@ -56,41 +67,112 @@ class Session:
         self.learner = learner
         self.ready = False
         self.allows_metrics = False
-        self.upload: tuple[str, SpooledBody] | None = None
         self._writer = writer
-        self._outbox: queue.SimpleQueue[tuple[dict[str, Any], GlobalModel | None] | None] = (
-            queue.SimpleQueue()
-        )
+        self._asked: str | None = None
         self._version: int | None = None
+        self._outbox: deque[tuple[dict[str, Any], GlobalModel | None]] = deque()
+        self._closed = False
+        self._failed = False
+        self._upload: tuple[str, SpooledBody] | None = None
+        self._answers_due = self._blocks_due = 0
+        self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write, name=f"write-{learner}", daemon=True)
         self._thread.start()
 
-    def send(self, header: dict[str, Any], model: GlobalModel | None = None) -> None:
-        """Queue a message; the model goes along where the learner does not have it yet. Never blocks."""
-        self._outbox.put((header, model))
+    def send(self, header: dict[str, Any], model: GlobalModel | None = None) -> bool:
+        """Queue a message; a task goes with its model, where the learner lacks it. Never blocks.
 
-    def close(self) -> None:
-        """Stop writing after what is queued."""
-        self._outbox.put(None)
+        Returns False for a task that this session was given already.
+        """
+        with self._changed:
+            if model is not None:
+                if self._asked == header["task"]:
+                    return False
+                self._asked = header["task"]
+                # A learner that did not even read its last task need not hear of it any more.
+                self._outbox = deque(item for item in self._outbox if item[1] is None)
+            if not self._closed:
+                self._outbox.append((header, model))
+                self._changed.notify()
+            return True
 
-    def join(self, timeout_s: float) -> None:
+    def close(self, last: dict[str, Any] | None = None) -> None:
+        """Stop writing after what is queued; with a last word, after that alone."""
+        with self._changed:
+            if last is not None and not self._closed:
+                self._outbox.clear()
+                self._outbox.append((last, None))
+            self._closed = True
+            self._changed.notify()
+
+    def join(self, timeout_s: float | None = None) -> None:
         self._thread.join(timeout_s)
 
+    def begin_upload(self, task: str, body: SpooledBody, num_blocks: int) -> None:
+        with self._changed:
+            self._upload = (task, body)
+            self._blocks_due += num_blocks
+        self.send({"t": "send", "task": task})
+
+    def end_upload(self, body: SpooledBody | None = None) -> None:
+        """Drop what still comes of an update: of this one, or of whichever is on its way."""
+        with self._changed:
+            if self._upload is not None and body in (None, self._upload[1]):
+                self._upload = None
+
+    def upload_of_block(self) -> tuple[str, SpooledBody] | None:
+        """A block came: the upload under way, if it is still wanted.
+
+        Raises:
+            WireError: more blocks came than were ever asked for.
+        """
+        with self._changed:
+            self._blocks_due -= 1
+            if self._blocks_due < 0:
+                raise wire.WireError("blocks came that nobody asked for")
+            return self._upload
+
+    def hear(self, kind: str) -> None:
+        """Note that the learner says something.
+
+        Raises:
+            WireError: it has said all that it may say by now.
+        """
+        with self._changed:
+            if kind == "ready":
+                too_much, self.ready = self.ready, True
+            elif kind == "failed":
+                too_much, self._failed = self._failed, True
+            else:
+                self._answers_due -= 1
+                too_much = self._answers_due < 0
+        if too_much:
+            raise wire.WireError(f"it says '{kind}' more often than it was asked")
+
     def _write(self) -> None:
-        with contextlib.suppress(flight.FlightError, OSError):  # the reading thread notices and reports it
-            while (item := self._outbox.get()) is not None:
-                header, model = item
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._outbox or self._closed)
+                    if not self._outbox:
+                        return
+                    header, model = self._outbox.popleft()
+                    self._answers_due += model is not None
                 if model is None:
                     wire.send(self._writer, header)
                 else:
                     self._write_with_model(header, model)
+        except (flight.FlightError, OSError):
+            pass  # the reading thread notices and reports it
+        except Exception:
+            log.exception("writing to learner %s failed", self.learner)
 
     def _write_with_model(self, header: dict[str, Any], model: GlobalModel) -> None:
         header = {**header, "model": model.version}
         if self._version == model.version:
             wire.send(self._writer, header)
             return
-        body = model.file.body
+        body = model.body
         if len(body) <= wire.INLINE_BYTES:
             wire.send(self._writer, header, body)
         else:
@@ -106,15 +188,19 @@ class Hub:
         self.inbox: queue.SimpleQueue[Said] = queue.SimpleQueue()
         self.members = members
         self._project = project
-        self._layout = layout
+        self._num_blocks = len(blocks(layout))
+        self._max_header_bytes = wire.MAX_ANSWER_BYTES + 2 * len(layout.file_header())
         self._welcome = {
             "t": "welcome",
             "project": project,
             "layout": layout.to_header(),
             "digest": layout_digest(layout),
         }
+        # Guards the sessions and, so that what a session says cannot overtake its end, what enters the inbox.
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
+        self._calls: Counter[str] = Counter()
+        self._over: dict[str, Any] | None = None
 
     def session(self, learner: str) -> Session | None:
         with self._lock:
@@ -126,99 +212,133 @@ class Hub:
             return sorted(name for name, session in self._sessions.items() if session.ready)
 
     def send(self, learner: str, header: dict[str, Any], model: GlobalModel | None = None) -> bool:
-        """Queue a message to a learner; False when it is not connected."""
+        """Queue a message to a learner; False when it is not connected, or has been given this task."""
         session = self.session(learner)
-        if session is None:
-            return False
-        session.send(header, model)
-        return True
+        return session is not None and session.send(header, model)
 
     def begin_upload(self, learner: str, task: str, body: SpooledBody) -> bool:
         """Ask a learner for its update, which goes to ``body``; False when it is not connected."""
         session = self.session(learner)
         if session is None:
             return False
-        session.upload = (task, body)
-        session.send({"t": "send", "task": task})
+        session.begin_upload(task, body, self._num_blocks)
         return True
 
     def end_upload(self, learner: str) -> None:
         """Whatever still comes of a learner's update is dropped."""
         session = self.session(learner)
         if session is not None:
-            session.upload = None
+            session.end_upload()
 
     def stop_all(self, reason: str) -> None:
-        """Tell every learner that the project is over; their agents end by themselves."""
+        """Tell every learner that the project is over, those that come later too; their agents end then."""
         with self._lock:
+            self._over = {"t": "stop", "reason": reason}
             sessions = list(self._sessions.values())
         for session in sessions:
-            session.send({"t": "stop", "reason": reason})
-            session.close()
+            session.close(self._over)
+        deadline = time.monotonic() + _STOP_S
         for session in sessions:
-            session.join(1.0)
+            session.join(max(0.0, deadline - time.monotonic()))
 
     def serve(self, learner: str, reader: Any, writer: Any) -> None:
         """Carry one exchange from its first message to its end (runs in the call's own thread)."""
-        writer.begin(wire.SCHEMA)
-        session = Session(learner, writer)
+        with self._lock:
+            if self._calls[learner] >= _MAX_CALLS:
+                raise flight.FlightUnavailableError("too many exchanges of this learner are open")
+            self._calls[learner] += 1
+        session = None
         reason = "it left"
         try:
-            hello = wire.receive(reader)
+            writer.begin(wire.SCHEMA)
+            session = Session(learner, writer)
+            hello = wire.receive(reader, self._max_header_bytes)
             if hello.kind != "hello" or hello.header.get("learner") != learner:
                 raise wire.WireError("the first message is not this learner's hello")
-            session.send(self._welcome)
-            with self._lock:
-                self._sessions[learner] = session
-            while True:
-                self._dispatch(session, wire.receive(reader))
+            if self._enter(session):
+                while self.session(learner) is session:
+                    self.dispatch(session, wire.receive(reader, self._max_header_bytes))
         except StopIteration:
             pass
-        except flight.FlightError as error:
+        except (flight.FlightError, OSError) as error:
             reason = f"the connection was lost ({_first_line(error)})"
         except wire.WireError as error:
             reason = f"it does not keep to the protocol: {error}"
             log.warning("learner %s of %s: %s", learner, self._project, reason)
         finally:
-            session.close()
             with self._lock:
-                current = self._sessions.get(learner) is session
-                if current:
+                if self._sessions.get(learner) is session and session is not None:
                     del self._sessions[learner]
-            if current:
-                self.inbox.put(Said(learner, "gone", {"reason": reason}))
-            session.join(1.0)
+                    self.inbox.put(Said(learner, "gone", {"reason": reason}))
+            if session is not None:
+                session.close()
+                # Without limit: a write under way must not outlive its call, pyarrow would write to freed
+                # memory. It ends with the connection at the latest.
+                session.join()
+            with self._lock:
+                self._calls[learner] -= 1
 
-    def _dispatch(self, session: Session, message: wire.Received) -> None:
-        if message.kind == "body":
+    def _enter(self, session: Session) -> bool:
+        """Make a session its learner's only one; False when the project is over."""
+        learner = session.learner
+        with self._lock:
+            if self._over is not None:
+                session.close(self._over)
+                return False
+            former = self._sessions.get(learner)
+            self._sessions[learner] = session
+            if former is not None:
+                self.inbox.put(Said(learner, "gone", {"reason": "it connected again"}))
+        if former is not None:
+            former.close({"t": "stop", "reason": "another agent of this learner has taken its place"})
+        session.send(self._welcome)
+        return True
+
+    def _put(self, session: Session, said: Said) -> None:
+        with self._lock:
+            if self._sessions.get(session.learner) is session:
+                self.inbox.put(said)
+
+    def dispatch(self, session: Session, message: wire.Received) -> None:
+        """Take one message of a session.
+
+        Raises:
+            WireError: it does not belong here; the session has to end.
+        """
+        learner, kind = session.learner, message.kind
+        if kind == "beat":
+            return
+        if kind == "body":
             self._receive_body(session, message)
-        elif message.kind == "ready":
-            session.allows_metrics = message.header.get("allows_metrics") is True
-            session.ready = True
-            self.inbox.put(Said(session.learner, "ready", message.header))
-        elif message.kind in ("result", "evaluated", "failed"):
+        elif kind in ("ready", "result", "evaluated", "failed"):
+            if message.body is not None and len(message.body) > wire.INLINE_BYTES:
+                raise wire.WireError(f"{len(message.body)} bytes came unasked")
+            if kind == "ready":
+                session.allows_metrics = message.header.get("allows_metrics") is True
+            session.hear(kind)
             body = bytes(message.body) if message.body is not None else None
-            if body is not None and len(body) > wire.INLINE_BYTES:
-                raise wire.WireError(f"{len(body)} bytes came unasked")
-            self.inbox.put(Said(session.learner, message.kind, message.header, body))
+            self._put(session, Said(learner, kind, message.header, body))
         else:
-            raise wire.WireError(f"an unknown message '{message.kind[:40]}'")
+            raise wire.WireError(f"an unknown message '{kind[:40]}'")
 
     def _receive_body(self, session: Session, message: wire.Received) -> None:
-        if session.upload is None:
+        upload = session.upload_of_block()
+        if upload is None or message.header.get("task") != upload[0]:
             return  # its upload was refused while it was on its way
-        task, body = session.upload
-        if message.header.get("task") != task:
-            return
+        task, body = upload
         try:
             body.receive(message.header.get("offset"), message.body)
         except RefusedError as error:
-            session.upload = None
-            self.inbox.put(Said(session.learner, "upload-refused", {"task": task, "reason": str(error)}))
+            reason = str(error)
+        except OSError as error:
+            reason = f"the aggregator cannot store it: {error.strerror}"
         else:
             if body.complete:
-                session.upload = None
-                self.inbox.put(Said(session.learner, "uploaded", {"task": task}))
+                session.end_upload(body)
+                self._put(session, Said(session.learner, "uploaded", {"task": task}))
+            return
+        session.end_upload(body)
+        self._put(session, Said(session.learner, "upload-refused", {"task": task, "reason": reason}))
 
 
 class Server(flight.FlightServerBase):  # type: ignore[misc]

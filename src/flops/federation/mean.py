@@ -58,10 +58,13 @@ def weighted_metrics(reports: list[tuple[float, dict[str, float]]]) -> dict[str,
     Args:
         reports: for each learner its weight and its metrics.
     """
-    totals: dict[str, list[float]] = {}
+    totals: dict[str, float] = {}
+    for weight, metrics in reports:
+        for name in metrics:
+            totals[name] = totals.get(name, 0.0) + weight
+    means: dict[str, float] = {}
     for weight, metrics in reports:
         for name, value in metrics.items():
-            entry = totals.setdefault(name, [0.0, 0.0])
-            entry[0] += weight * value
-            entry[1] += weight
-    return {name: total / weight for name, (total, weight) in totals.items() if weight > 0}
+            # The share comes first: a weight times a value near the largest float would be infinite.
+            means[name] = means.get(name, 0.0) + weight / totals[name] * value
+    return means

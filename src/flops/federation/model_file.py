@@ -47,11 +47,6 @@ class ModelFile:
             self._mapping = mmap.mmap(self.fd, 0, access=mmap.ACCESS_READ)
         return memoryview(self._mapping)[self.body_offset :]
 
-    def release_pages(self) -> None:
-        """Give the mapped pages back to the page cache: they no longer count as this process's memory."""
-        if self._mapping is not None:
-            self._mapping.madvise(mmap.MADV_DONTNEED)
-
     def close(self) -> None:
         # A view that is still being sent keeps the mapping alive; it goes with the last of them.
         self._mapping = None
@@ -125,7 +120,10 @@ def as_dtype(array: np.ndarray[Any, Any], dtype: np.dtype[Any]) -> np.ndarray[An
     """The array in another dtype, contiguous; numbers bound for integers are rounded, not cut off."""
     if dtype.kind in "iu" and array.dtype.kind == "f":
         information = np.iinfo(dtype)
-        array = np.clip(np.rint(array), information.min, information.max)
+        highest = float(information.max)
+        if highest > information.max:  # 2**63 - 1 is no float64; the next one up would become negative
+            highest = float(np.nextafter(highest, 0.0))
+        array = np.clip(np.rint(array.astype(np.float64, copy=False)), float(information.min), highest)
     elif dtype.kind == "b" and array.dtype.kind == "f":
         array = array >= 0.5
     return np.ascontiguousarray(array, dtype=dtype)

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _BATCH = 200
 _LONGEST_PAUSE_S = 2.0
+_REFUSALS = {401, 403, 404, 410}
 
 
 class Reporter:
@@ -35,10 +36,12 @@ class Reporter:
         self._changed = threading.Condition()
         self._unsent: deque[dict[str, Any]] = deque()
         self._seq = 0
-        self._closed = False
+        self._closed = self._refused = False
+        self.last_round = 0
+        """The last round that was reported as finished, in this life or an earlier one."""
         for line in _complete_lines(file):
-            self._unsent.append(line)
             self._seq = int(line["seq"])
+            self._note(line)
         self._file = file.open("a")
         if to is not None:
             threading.Thread(target=self._post_for_ever, name="reports", daemon=True).start()
@@ -50,14 +53,20 @@ class Reporter:
             line = {"seq": self._seq, "time": self._clock.now(), "kind": str(kind), "data": data}
             self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
             self._file.flush()
-            if self._to is not None:
-                self._unsent.append(line)
-                self._changed.notify_all()
+            self._note(line)
+            self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until the manager has everything; False when it was away for all that time."""
+        """Wait until the manager has everything; False when it stays away or does not want it."""
         with self._changed:
-            return self._to is None or self._changed.wait_for(lambda: not self._unsent, timeout_s)
+            self._changed.wait_for(lambda: not self._unsent or self._refused, timeout_s)
+            return not self._unsent
+
+    def _note(self, line: dict[str, Any]) -> None:
+        if line["kind"] == EventKind.ROUND_FINISHED:
+            self.last_round = int(line["data"]["round"])
+        if self._to is not None:
+            self._unsent.append(line)
 
     def close(self) -> None:
         """Nothing more is reported; what is unsent stays in the file."""
@@ -77,12 +86,16 @@ class Reporter:
             try:
                 accepted = self._post(batch)
                 pause = 0.05
-            except (OSError, ValueError, http.client.HTTPException) as error:
+            except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
                 log.info("the manager is away (%s), trying again", error)
+                with self._changed:
+                    self._refused = isinstance(error, _RefusedError)
+                    self._changed.notify_all()
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
                 continue
             with self._changed:
+                self._refused = False
                 while self._unsent and self._unsent[0]["seq"] <= accepted:
                     self._unsent.popleft()
                 self._changed.notify_all()
@@ -102,9 +115,15 @@ class Reporter:
             )
             response = connection.getresponse()
             body = response.read()
+            if response.status in _REFUSALS:
+                raise _RefusedError(f"it does not know this project any more ({response.status})")
             if response.status != http.HTTPStatus.OK:
                 raise OSError(f"it answered {response.status} {body[:200]!r}")
             return int(json.loads(body)["accepted"])
+
+
+class _RefusedError(OSError):
+    """The manager is there and will not take these reports: the project was removed."""
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -79,13 +79,16 @@ class RoundLoop:
         self._learners = {number: learner for learner, number in self._slots.items()}
         self._ended: dict[str, str] = {}
         self._gone_since: dict[str, float] = {}
+        self._never_seen = set(members)
+        self._start_until = math.inf
         model = checkpoint.model()
         self._layout = model.layout
         self._blocks = blocks(model.layout)
-        self._model = GlobalModel(checkpoint.committed.round, model, self._blocks)
+        self._take_over(checkpoint.committed.round, model)
         self._spool = Spool(checkpoint.folder)
         self._mean: WeightedMean | None = None
         self._bytes_down = self._bytes_up = 0
+        self._slowest_s = 0.0
 
     def run(self) -> Outcome:
         """Train to the last round.
@@ -93,9 +96,12 @@ class RoundLoop:
         Raises:
             FailedError: a round fell below its quorum or could not be aggregated; says why.
         """
+        committed = self._checkpoint.committed
+        if self._reporter.last_round < committed.round:
+            self._reporter.report(EventKind.ROUND_FINISHED, **committed.report)
         self._strategy.restore(self._checkpoint.strategy_state())
-        for round_number in range(self._checkpoint.committed.round + 1, self._plan.rounds + 1):
-            self._wait_for_learners(round_number)
+        self._start_until = self._clock.monotonic() + self._plan.start_deadline_s
+        for round_number in range(committed.round + 1, self._plan.rounds + 1):
             self._round(round_number)
         committed = self._checkpoint.committed
         return Outcome(
@@ -104,9 +110,12 @@ class RoundLoop:
 
     def close(self) -> None:
         """Give back files and memory."""
-        self._model.file.close()
         self._spool.close()
         self._mean = None
+
+    def _take_over(self, version: int, model: ModelFile) -> None:
+        self._model = GlobalModel(version, model.body, self._blocks)
+        model.close()
 
     # -- who is there
 
@@ -118,27 +127,30 @@ class RoundLoop:
     def _quorum(self) -> int:
         return self._plan.quorum or self._plan.min_fit_learners
 
-    def _wait_for_learners(self, round_number: int) -> None:
-        """Wait for every learner that may come; after the deadline go on with enough of them, or fail."""
-        needed = self._needed()
-        first = round_number == self._checkpoint.committed.round + 1 and not self._gone_since
-        start = self._clock.monotonic()
+    def _wait_for_learners(self, round_number: int, needed: int) -> list[str]:
+        """Wait for every learner that may come; after the deadline go on with enough of them, or fail.
+
+        Learners that never came are waited for until the start's deadline, those that lost their connection
+        for `RECONNECT_S`: each absence costs its time once, not in every round.
+        """
+        begin = self._clock.monotonic()
+        deadline_s = self._plan.start_deadline_s
         told = None
         while True:
             self._take_notes()
-            ready = self._hub.ready()
+            ready = [learner for learner in self._hub.ready() if learner not in self._ended]
             expected = len(self._members) - len(self._ended)
             if len(ready) >= expected >= needed:
-                return
+                return ready
             if expected < needed:
                 raise FailedError(self._too_few(round_number, needed, len(ready)))
-            waited = self._clock.monotonic() - start
-            deadline = self._plan.start_deadline_s
-            patience = deadline if first or len(ready) < needed else self._patience()
-            if waited >= patience:
-                if len(ready) >= needed:
-                    return
-                raise FailedError(self._too_few(round_number, needed, len(ready), f" after {deadline:g} s"))
+            enough = len(ready) >= needed
+            until = self._worth_waiting_until() if enough else begin + deadline_s
+            now = self._clock.monotonic()
+            if now >= until:
+                if enough:
+                    return ready
+                raise FailedError(self._too_few(round_number, needed, len(ready), f" after {deadline_s:g} s"))
             if told != len(ready):
                 told = len(ready)
                 self._reporter.report(
@@ -147,16 +159,16 @@ class RoundLoop:
                     connected=len(ready),
                     needed=needed,
                     expected=expected,
-                    deadline_s=deadline,
+                    deadline_s=deadline_s,
                 )
-            self._wait(patience - waited)
+            self._wait(until - now)
 
-    def _patience(self) -> float:
-        """How much longer it is worth to wait for learners that lost their connection."""
-        now = self._clock.monotonic()
-        ready = set(self._hub.ready())
-        left = [RECONNECT_S - (now - since) for name, since in self._gone_since.items() if name not in ready]
-        return max(0.0, *left) if left else 0.0
+    def _worth_waiting_until(self) -> float:
+        """Until when an absent learner may be expected, if there are enough others."""
+        until = [since + RECONNECT_S for since in self._gone_since.values()]
+        if self._never_seen - self._ended.keys():
+            until.append(self._start_until)
+        return max(until, default=-math.inf)
 
     def _too_few(self, round_number: int, needed: int, ready: int, when: str = "") -> str:
         text = (
@@ -188,6 +200,7 @@ class RoundLoop:
         if said.kind == "ready":
             self._gone_since.pop(said.learner, None)
             self._ended.pop(said.learner, None)
+            self._never_seen.discard(said.learner)
             self._reporter.report(EventKind.LEARNER_CONNECTED, learner=said.learner)
         elif said.kind == "gone" and said.learner not in self._ended:
             self._gone_since[said.learner] = self._clock.monotonic()
@@ -196,8 +209,12 @@ class RoundLoop:
             )
         elif said.kind == "failed":
             reason = str(said.header.get("message", "it gave no reason"))[:2000]
+            again = said.learner in self._ended  # its last word, repeated after a cut
             self._ended[said.learner] = reason
+            self._gone_since.pop(said.learner, None)
             self._hub.send(said.learner, {"t": "stop", "reason": "its part has ended"})
+            if again:
+                return
             self._reporter.report(
                 EventKind.LEARNER_LEFT,
                 learner=said.learner,
@@ -209,25 +226,16 @@ class RoundLoop:
     # -- one round
 
     def _round(self, round_number: int) -> None:
+        ready = self._wait_for_learners(round_number, self._needed())
         start = self._clock.monotonic()
         self._bytes_down = self._bytes_up = 0
-        updates, collection, train_metrics = self._train(round_number)
-        model = self._aggregate(round_number, updates, train_metrics)
-        slowest = self._clock.monotonic() - start
-        old, self._model = self._model, GlobalModel(round_number, model, self._blocks)
-        old.file.close()
+        self._slowest_s = 0.0
+        updates, collection, train_metrics = self._train(round_number, ready)
+        self._take_over(round_number, self._aggregate(round_number, updates, train_metrics))
         evaluation = self._evaluate(round_number) if self._plan.fraction_evaluate > 0 else None
         metrics = weighted_metrics(evaluation.in_order()) if evaluation else {}
         before = self._checkpoint.committed
         better = self._is_better(metrics, before)
-        committed = Committed(
-            round_number,
-            metrics,
-            best_round=round_number if better else before.best_round,
-            best_metrics=metrics if better else before.best_metrics,
-            slowest_s=max(slowest, before.slowest_s or 0.0),
-        )
-        self._checkpoint.commit(committed, self._strategy.state(), better)
         left_out = {**collection.left_out, **(evaluation.left_out if evaluation else {})}
         data: dict[str, Any] = {
             "round": round_number,
@@ -246,6 +254,16 @@ class RoundLoop:
         shown = self._learner_metrics(updates, evaluation)
         if shown:
             data["learners"] = shown
+        committed = Committed(
+            round_number,
+            metrics,
+            best_round=round_number if better else before.best_round,
+            best_metrics=metrics if better else before.best_metrics,
+            slowest_s=max(self._slowest_s, before.slowest_s or 0.0),
+            report=data,
+        )
+        self._checkpoint.commit(committed, self._strategy.state(), better)
+        data["duration_s"] = self._clock.monotonic() - start
         self._reporter.report(EventKind.ROUND_FINISHED, **data)
 
     def _is_better(self, metrics: Mapping[str, float], before: Committed) -> bool:
@@ -272,19 +290,21 @@ class RoundLoop:
         session = self._hub.session(learner)
         return session is not None and session.allows_metrics
 
-    def _configure(self, phase: str, round_number: int) -> dict[str, dict[str, Any]]:
-        nodes = [self._slots[learner] for learner in self._hub.ready() if learner not in self._ended]
+    def _configure(self, phase: str, round_number: int, ready: list[str]) -> dict[str, dict[str, Any]]:
+        nodes = [self._slots[learner] for learner in ready]
         configured = self._strategy.configure(
             phase,
             round_number,
             self._plan.seed,
             nodes,
-            lambda: layout_arrays(self._layout, self._model.file.body),
+            lambda: layout_arrays(self._layout, self._model.body),
         )
         return {self._learners[node]: config for node, config in sorted(configured.items())}
 
-    def _train(self, round_number: int) -> tuple[list[Update], TrainCollection, dict[str, float]]:
-        cohort = self._configure("train", round_number)
+    def _train(
+        self, round_number: int, ready: list[str]
+    ) -> tuple[list[Update], TrainCollection, dict[str, float]]:
+        cohort = self._configure("train", round_number, ready)
         streamed = self._strategy.reduction in (Reduction.MEAN, Reduction.OPTIMISER)
         if streamed:
             if self._mean is None:
@@ -319,7 +339,8 @@ class RoundLoop:
         return updates, collection, metrics
 
     def _evaluate(self, round_number: int) -> EvaluateCollection:
-        cohort = self._configure("evaluate", round_number)
+        ready = self._wait_for_learners(round_number, self._plan.min_evaluate_learners)
+        cohort = self._configure("evaluate", round_number, ready)
         collection = EvaluateCollection(f"evaluate-{round_number}", list(cohort))
         self._collect("evaluate", round_number, collection, cohort, self._plan.min_evaluate_learners)
         return collection
@@ -355,7 +376,8 @@ class RoundLoop:
         for learner, config in cohort.items():
             self._ask(phase, round_number, learner, config)
         limit_s = self._deadline_s()
-        deadline = self._clock.monotonic() + limit_s
+        start = self._clock.monotonic()
+        deadline = start + limit_s
         while not collection.done and collection.can_reach(quorum):
             now = self._clock.monotonic()
             if now >= deadline:
@@ -370,10 +392,15 @@ class RoundLoop:
             else:
                 wait_until = deadline
             wait_until = min(wait_until, self._give_up_on_the_gone(collection))
+            if isinstance(collection, TrainCollection):
+                wait_until = min(wait_until, collection.hand_slots_on(now))
             if not collection.done:
                 said = self._wait(wait_until - now)
                 if said is not None:
+                    answered = collection.answered
                     self._hear(phase, round_number, collection, cohort, said)
+                    if collection.answered > answered:
+                        self._slowest_s = max(self._slowest_s, self._clock.monotonic() - start)
         if collection.answered < quorum:
             raise FailedError(self._below_quorum(phase, round_number, collection, quorum))
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flops.federation.blocks import Block, all_finite
+from flops.federation.blocks import Block, all_usable
 from flops_worker.tensors import Layout, views
 
 
@@ -66,7 +66,7 @@ class MemoryBody:
             raise RefusedError(f"it has {len(data)} bytes instead of {layout.nbytes}")
         self._layout, self._data = layout, data
         for block in blocks:
-            check_finite(self.read(block))
+            check_numbers(self.read(block))
 
     def read(self, block: Block) -> np.ndarray[Any, Any]:
         return block.view(memoryview(self._data)[block.offset : block.end])
@@ -102,7 +102,7 @@ class SpooledBody:
         block = self._blocks[self._next] if not self.complete else None
         if block is None or data is None or offset != block.offset or len(data) != block.nbytes:
             raise RefusedError("its bytes do not follow the layout")
-        check_finite(block.view(data))
+        check_numbers(block.view(data))
         position = block.offset
         with self._lock:
             if self._fd < 0:
@@ -157,6 +157,6 @@ class Spool:
             os.close(self._free.pop())
 
 
-def check_finite(values: np.ndarray[Any, Any]) -> None:
-    if not all_finite(values):
+def check_numbers(values: np.ndarray[Any, Any]) -> None:
+    if not all_usable(values):
         raise RefusedError("it contains NaN or infinite values")

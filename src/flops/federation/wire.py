@@ -17,6 +17,7 @@ parsed as JSON, and checked where it is used.
     evaluated(task, loss, accuracy, ...)     ->
     failed(where, message)                   ->                  the user's code ended this learner's part
                                              <-   refused(task, reason) | stop(reason)
+    beat()                                   ->                  now and then: the connection is in use
 
 The aggregator asks for each large update when it has room for it (``send``): memory is bounded by what it
 asks for, and an update that is refused by its announcement costs no bytes.
@@ -35,6 +36,8 @@ SCHEMA = pa.schema([pa.field("body", pa.uint8(), nullable=False)])
 INLINE_BYTES = 64 << 10
 """Bodies up to this size travel beside the header of their message."""
 MAX_HEADER_BYTES = 16 << 20
+MAX_ANSWER_BYTES = 1 << 20
+"""What a learner's header may have, beyond twice what the description of the model itself needs."""
 
 
 class WireError(ValueError):
@@ -80,7 +83,7 @@ def send_body(writer: Writer, task: str, blocks: Iterable[Block], body: memoryvi
         send(writer, {"t": "body", "task": task, "offset": block.offset}, body[block.offset : block.end])
 
 
-def receive(reader: Reader) -> Received:
+def receive(reader: Reader, max_header_bytes: int = MAX_HEADER_BYTES) -> Received:
     """Wait for the next message.
 
     Raises:
@@ -88,20 +91,32 @@ def receive(reader: Reader) -> Received:
         WireError: a message that does not belong to this protocol.
         pyarrow.flight.FlightError: the connection is gone.
     """
-    chunk = reader.read_chunk()
-    if chunk.app_metadata is None or chunk.app_metadata.size > MAX_HEADER_BYTES:
+    try:
+        chunk = reader.read_chunk()
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise WireError(f"a message is not Arrow data: {str(error)[:200]}") from error
+    return parse(chunk.app_metadata, chunk.data, max_header_bytes)
+
+
+def parse(metadata: Any, batch: Any, max_header_bytes: int = MAX_HEADER_BYTES) -> Received:
+    """Read a message that may hold anything: a buffer and a record batch, or None where there is none.
+
+    Raises:
+        WireError: it does not belong to this protocol.
+    """
+    if metadata is None or metadata.size > max_header_bytes:
         raise WireError("a message came without a header, or with one that is too large")
     try:
-        header = json.loads(chunk.app_metadata.to_pybytes())
-    except ValueError as error:
+        header = json.loads(metadata.to_pybytes())
+    except (ValueError, RecursionError) as error:
         raise WireError("a header is not JSON") from error
     if not isinstance(header, dict):
         raise WireError("a header is not a JSON object")
     body = None
-    if chunk.data is not None:
-        if not chunk.data.schema.equals(SCHEMA):
+    if batch is not None:
+        if not batch.schema.equals(SCHEMA):
             raise WireError("a body is not one column of bytes")
-        column = chunk.data.column(0)
+        column = batch.column(0)
         buffer = column.buffers()[1]
         body = memoryview(buffer)[column.offset : column.offset + len(column)] if buffer is not None else None
     return Received(header, body)

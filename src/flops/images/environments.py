@@ -1,7 +1,8 @@
 """Environments: one folder per lock, made once, shared by everyone, never changed.
 
-A venv is made beside its place, filled, compiled, marked, and renamed into place: it is there whole or not at
-all. The marker holds a digest of what was installed; an environment that was tampered with is made again.
+A venv is made beside its place, filled, compiled (see `bytecode`), marked, and renamed into place: it is
+there whole or not at all. The marker holds a digest of what was installed; an environment that was tampered
+with is made again.
 """
 
 import fcntl
@@ -11,13 +12,13 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from flops.core.errors import FailedError
-from flops.images import uv
+from flops.images import bytecode, uv
 from flops.images.interpreters import installed_interpreters
 from flops.images.locks import Lock, write_atomically
 from flops.images.pip_configuration import PipConfiguration
@@ -26,8 +27,6 @@ TIMEOUT_S = 3600.0
 _COMPILE_TIMEOUT_S = 900.0
 _MARKER = "flops-environment.json"
 _WAIT_S = 0.2
-# Tests are half of all files and are never imported.
-_NOT_COMPILED = r"/(tests?|_tests|testing)/"
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def ensure_environment(
     *,
     configuration: PipConfiguration | None = None,
     environment: Mapping[str, str] = os.environ,
-    compile_bytecode: bool = True,
+    modules: Sequence[str] | None = None,
     progress: uv.Progress | None = None,
     cancel: threading.Event | None = None,
 ) -> Environment:
@@ -58,10 +57,9 @@ def ensure_environment(
 
     Args:
         root: folder of all environments (``Settings.environments_dir``).
-        compile_bytecode: compile all modules but tests. With scikit-learn and datasets on 2 cores that takes
-            5.2 s and brings the first import from 6.1 s to 1.8 s: about as long in sum as letting the first
-            import do it, but every later process starts fast without write access. uv's own way (tests
-            included) takes 7.5 s. False suits an environment that is used once.
+        modules: compile only what importing these takes (see `bytecode.imported`), for an environment that is
+            used for one purpose; None: everything but tests. Processes without write access start fast then.
+            What other environments have compiled of the same files is taken over in any case.
         cancel: set it from another thread to end the call; nothing half-made stays.
     Raises:
         UnavailableError: a package could not be fetched.
@@ -79,11 +77,15 @@ def ensure_environment(
         if created:
             making = place.with_name(f".{lock.hash}.making")
             _remove(making)
+            for trash in root.glob(f".{lock.hash}.*trash-*"):  # of a call that was killed
+                shutil.rmtree(trash, ignore_errors=True)
             try:
                 maker = _Maker(lock, making, environment, tell, cancel, lock_fd)
                 maker.install(configuration or PipConfiguration.from_pip(environment))
-                if compile_bytecode:
-                    maker.compile()
+                bytecode.adopt(
+                    making, [found for found in root.absolute().glob("[!.]*") if _is_marked(found)]
+                )
+                maker.compile(modules)
                 marker = {"lock": lock.hash, "installed": _installed(making)}
                 write_atomically(making / _MARKER, json.dumps(marker) + "\n")
                 _remove(place)
@@ -134,13 +136,20 @@ class _Maker:
             raise uv.failure(synced, "installing the locked packages")
         self._tell(f"installed {len(self._lock.packages)} packages")
 
-    def compile(self) -> None:
+    def compile(self, modules: Sequence[str] | None) -> None:
         """Write the bytecode; a file that is no Python (packages ship templates) is no failure."""
         self._tell("compiling modules")
         command = [str(_python(self._folder)), "-I", "-S", "-m", "compileall", "-qq", "-j", "0"]
-        site = [str(folder) for folder in _site_packages(self._folder)]
+        sites = bytecode.site_packages(self._folder)
+        if modules is None:
+            command += ["-x", bytecode.NOT_COMPILED, *map(str, sites)]
+        else:
+            files = [path for site in sites for path in bytecode.imported(site, modules)]
+            listed = self._folder / "compiled.txt"
+            listed.write_text("".join(f"{path}\n" for path in files), encoding="utf-8")
+            command += ["-i", str(listed)]  # one process: it suits what runs beside a training
         uv.start(
-            [*command, "-x", _NOT_COMPILED, *site],
+            command,
             self._environment,
             _COMPILE_TIMEOUT_S,
             None,
@@ -202,14 +211,16 @@ def _is_complete(place: Path, lock: Lock) -> bool:
     return same and _python(place).exists()
 
 
+def _is_marked(folder: Path) -> bool:
+    return (folder / _MARKER).exists()
+
+
 def _installed(folder: Path) -> str:
     """Digest of the names and versions of all installed packages."""
-    names = sorted(entry.name for site in _site_packages(folder) for entry in site.glob("*.dist-info"))
+    names = sorted(
+        entry.name for site in bytecode.site_packages(folder) for entry in site.glob("*.dist-info")
+    )
     return hashlib.sha256("\n".join(names).encode()).hexdigest()
-
-
-def _site_packages(folder: Path) -> list[Path]:
-    return sorted((folder / "lib").glob("python3*/site-packages"))
 
 
 def _python(folder: Path) -> Path:

@@ -120,14 +120,19 @@ def candidates(python: str | None, available: Sequence[Interpreter], own: Interp
         )
         return Candidates(_one_per_minor(ordered), True, _words(python))
     target = _target(wish) or own.version
+    if target.major != own.version.major:
+        raise InvalidInputError(
+            f"Python {_words(python)} is asked for, which FLOps cannot run - "
+            f"it runs Python {OLDEST} and newer"
+        )
     minor = target.release[1] if len(target.release) > 1 else own.minor
     patch = target.release[2] if len(target.release) > 2 else 0
 
     def distance(found: Interpreter) -> tuple[int, int, int]:
-        """Same minor by patch, then newer minors upwards, then older ones downwards."""
+        """Same minor by patch, then newer minors upwards, then older ones downwards, newest patches first."""
         away = found.minor - minor
         group = 0 if away == 0 else 1 if away > 0 else 2
-        return group, abs(away), abs(found.version.micro - patch)
+        return group, abs(away), -found.version.micro if away else abs(found.version.micro - patch)
 
     return Candidates(_one_per_minor(sorted(available, key=distance)), False, _words(python))
 

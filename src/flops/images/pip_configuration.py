@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -42,6 +42,7 @@ _UV_KEPT = frozenset(
 # These choose where and how, never what; the lock does not depend on them.
 _WITHOUT_INFLUENCE = ("UV_CACHE_DIR", "UV_CONCURRENT_", "UV_HTTP_", "UV_LINK_MODE", "UV_OFFLINE")
 _DROPPED = ("VIRTUAL_ENV", "CONDA_PREFIX", "CONDA_DEFAULT_ENV", "PYTHONPATH", "PYTHONHOME")
+_SYNONYMS = {"default-timeout": "timeout", "pypi-url": "index-url"}
 _TRUE = frozenset({"1", "true", "yes", "on", "t", "y"})
 
 
@@ -81,23 +82,21 @@ class PipConfiguration:
             parsed = _parse(file)
             for section, values in sections.items():
                 if parsed.has_section(section):
-                    values.update({key.replace("_", "-"): value for key, value in parsed.items(section)})
-        variables = {
-            key[4:].lower().replace("_", "-"): value
-            for key, value in environment.items()
-            if key.startswith("PIP_") and value
-        }
+                    values.update(_options(parsed.items(section)))
+        variables = _options(
+            (key[4:].lower(), value) for key, value in environment.items() if key.startswith("PIP_")
+        )
         found = {**sections["global"], **sections["install"], **variables}
         return cls(
-            index_url=found.get("index-url") or found.get("pypi-url") or None,
+            index_url=found.get("index-url"),
             extra_index_urls=tuple(found.get("extra-index-url", "").split()),
-            find_links=tuple(found.get("find-links", "").split()),
+            find_links=tuple(map(_expanded, found.get("find-links", "").split())),
             no_index=found.get("no-index", "").lower() in _TRUE,
             trusted_hosts=tuple(found.get("trusted-host", "").split()),
-            cert=found.get("cert") or None,
-            client_cert=found.get("client-cert") or None,
-            proxy=found.get("proxy") or None,
-            timeout_s=_seconds(found.get("timeout") or found.get("default-timeout")),
+            cert=found.get("cert"),
+            client_cert=found.get("client-cert"),
+            proxy=found.get("proxy"),
+            timeout_s=_seconds(found.get("timeout")),
         )
 
     def uv_environment(self, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -161,13 +160,24 @@ def configuration_files(environment: Mapping[str, str]) -> Iterator[Path]:
         yield Path(folder) / "pip" / "pip.conf"
     yield Path("/etc/pip.conf")
     home = environment.get("HOME")
-    if home:
+    # pip leaves the user's own files out where a file is named and there
+    if home and not (explicit and Path(explicit).exists()):
         yield Path(home) / ".pip" / "pip.conf"
         configured = environment.get("XDG_CONFIG_HOME")
         yield (Path(configured) if configured else Path(home) / ".config") / "pip" / "pip.conf"
     yield Path(sys.prefix) / "pip.conf"
     if explicit:
         yield Path(explicit).expanduser()
+
+
+def _options(entries: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Options under the names that they go by here; an empty one says nothing, as for pip."""
+    named = ((key.replace("_", "-"), value.strip()) for key, value in entries)
+    return {_SYNONYMS.get(key, key): value for key, value in named if value}
+
+
+def _expanded(place: str) -> str:
+    return str(Path(place).expanduser()) if place.startswith("~") else place
 
 
 def _parse(file: Path) -> configparser.RawConfigParser:

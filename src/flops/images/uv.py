@@ -17,7 +17,7 @@ Progress = Callable[[str], None]
 
 _POLL_S = 0.2  # how late a cancellation may be noticed; output is never waited for
 _SHOWN = re.compile(r"\s*(Downloading|Building|Built|Resolved|Prepared|Installed)\b.*")
-_PASSWORD = re.compile(r"//[^/@\s]+@")
+_PASSWORD = re.compile(r"//[^/\s]+@")
 _NETWORK = re.compile(
     r"Request failed after|error sending request|tcp connect error|dns error|timed out|"
     r"HTTP status server error|Could not connect|Network connectivity is disabled|"

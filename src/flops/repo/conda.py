@@ -1,7 +1,9 @@
 """conda's way to write a dependency, translated to PEP 508.
 
-conda's ``=`` is fuzzy (``numpy=1.26`` is any 1.26.x), a space is a separator, and a third field is a build string.
-Source: conda's MatchSpec, https://docs.conda.io/projects/conda/en/stable/user-guide/concepts/pkg-specs.html
+conda's ``=`` is fuzzy (``numpy=1.26`` is any 1.26.x), a space is a separator, and a third field is a build.
+
+Source:
+    conda's MatchSpec, https://docs.conda.io/projects/conda/en/stable/user-guide/concepts/pkg-specs.html
 """
 
 import re
@@ -40,20 +42,21 @@ def translate(line: str, where: str = "conda.yaml") -> Translated:
     Raises:
         InvalidInputError: it cannot be read.
     """
-    name, version, warning = _parts(line, where)
+    name, version = _parts(line, where)
     if name == "python":
-        return Translated(name, None, specifiers(version, line, where)[0])
+        wish, lost = specifiers(version, line, where)
+        # "python==3.10" is written for any 3.10; the exact version 3.10 (3.10.0) nobody has
+        wish = re.sub(r"^==(\d+(\.\d+)?)$", r"==\1.*", wish)
+        return Translated(name, None, wish, lost)
     if is_native(name):
-        return Translated(name, None, warning=f"{where}: '{name}' is no Python package and is left out")
-    pypi = PYPI_NAMES.get(name, name)
-    if not pypi:
         return Translated(name, None)
+    pypi = PYPI_NAMES.get(name, name)
     wanted, lost = specifiers(version, line, where)
     try:
         requirement = str(Requirement(f"{pypi}{wanted}"))
     except InvalidRequirement as error:
         raise unusable(line, where, "its name is none that PyPI could have") from error
-    return Translated(name, requirement, warning=lost or warning)
+    return Translated(name, requirement, warning=lost)
 
 
 def specifiers(version: str, line: str, where: str) -> tuple[str, str | None]:
@@ -76,13 +79,12 @@ def specifiers(version: str, line: str, where: str) -> tuple[str, str | None]:
 def unusable(line: str, where: str, why: str) -> InvalidInputError:
     """The error for a line that nothing can be made of."""
     return InvalidInputError(
-        f"{where}: the dependency '{line[:120]}' cannot be used: {why} - write it like 'numpy=1.26.4' in conda's part "
-        "or 'numpy==1.26.4' in pip's"
+        f"{where}: the dependency '{line[:120]}' cannot be used: {why} - write it like 'numpy=1.26.4'"
     )
 
 
-def _parts(line: str, where: str) -> tuple[str, str, str | None]:
-    """Name, version field (with operators, without build string) and a warning."""
+def _parts(line: str, where: str) -> tuple[str, str]:
+    """Name and version field (with operators, without build string)."""
     text = line.strip()
     fields: dict[str, str] = {}
     bracket = _BRACKETS.match(text)
@@ -100,14 +102,16 @@ def _parts(line: str, where: str) -> tuple[str, str, str | None]:
         raise unusable(line, where, f"'{rest[0]}' follows the name")
     if "version" in fields:
         rest = fields["version"].strip()
-    return name, _without_build(rest), None
+    return name, _without_build(rest, line, where)
 
 
-def _without_build(rest: str) -> str:
-    """The version field of ``1.2 py39_0``, ``=1.2=py39_0``, ``>=1.2,<2 py39_0``; a bare version becomes exact."""
+def _without_build(rest: str, line: str, where: str) -> str:
+    """The version field of ``1.2 py39_0``, ``=1.2=py39_0``, ``>=1.2,<2 py39_0``."""
     rest = re.sub(r"\s*([,|])\s*", r"\1", rest)
     rest = re.sub(r"(===|==|>=|<=|!=|~=|=|>|<)\s+", r"\1", rest)
-    version = rest.split(None, 1)[0] if rest else ""
+    version, _, build = rest.partition(" ")
+    if re.search(r"[<>~!]", build):
+        raise unusable(line, where, "a comma is missing between its versions")
     single = re.match(r"^(==?|)([^=<>!~,|]+)=[^=]", version)
     return single[1] + single[2] if single is not None else version
 

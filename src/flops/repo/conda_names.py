@@ -1,16 +1,15 @@
-"""Names of conda packages where PyPI has another one, or none.
+"""Names of conda packages where PyPI has another one, or none; only what ML repositories use.
 
-Source: the recipes of conda-forge (https://github.com/conda-forge/NAME-feedstock, their ``source:`` sections) and the
-mapping of grayskull and pixi (https://github.com/prefix-dev/parselmouth); only what ML repositories use.
+Source:
+    the recipes of conda-forge (https://github.com/conda-forge/NAME-feedstock, section ``source``) and the
+    mapping that pixi uses (https://github.com/prefix-dev/parselmouth).
 """
 
 PYPI_NAMES = {
-    "build": "",
     "dask-core": "dask",
     "faiss": "faiss-cpu",
     "faiss-gpu": "faiss-cpu",
     "jax-cpu": "jax",
-    "libopencv": "",
     "lightgbm-cpu": "lightgbm",
     "matplotlib-base": "matplotlib",
     "msgpack-python": "msgpack",
@@ -36,7 +35,7 @@ PYPI_NAMES = {
     "tensorflow-mkl": "tensorflow",
     "torchvision-cpu": "torchvision",
 }
-"""conda name -> PyPI name (with extras); empty: nothing to install."""
+"""conda name -> PyPI name (with extras)."""
 
 NATIVE = frozenset(
     {

@@ -25,6 +25,7 @@ _MODULE = "model_manager.py"
 _CLASS = "ModelManager"
 _BLOCKS = "ml_repo_building_blocks"
 _MAX_MODULES = 2000
+_MOST_PATCHES = 40
 
 
 @dataclass(frozen=True)
@@ -149,17 +150,14 @@ def _blocks(statement: ast.If | ast.Try | ast.With) -> Iterator[Sequence[ast.stm
 
 def _is_own_grammar(python: str | None) -> bool:
     """Whether the wanted Python is not newer than the one whose grammar is used here."""
-    own = ".".join(map(str, sys.version_info[:2]))
-    newest = f"{own}.99"
-    return python is None or any(
-        SpecifierSet(python).contains(version) for version in (newest, *_older(sys.version_info[1]))
+    if python is None:
+        return True
+    wish = SpecifierSet(python)
+    return any(
+        wish.contains(f"3.{minor}.{patch}")
+        for minor in range(sys.version_info.minor + 1)
+        for patch in range(_MOST_PATCHES)
     )
-
-
-def _older(minor: int) -> Iterator[str]:
-    for older in range(minor + 1):
-        for patch in range(30):
-            yield f"3.{older}.{patch}"
 
 
 def _uses_building_blocks(checkout: Path) -> bool:

@@ -3,6 +3,7 @@
 import difflib
 import os
 import re
+import secrets
 import shutil
 import threading
 from collections.abc import Callable
@@ -76,11 +77,12 @@ def fetch(
     work.mkdir(parents=True)
     warnings: tuple[str, ...] = ()
     try:
-        content = work / "content"
+        # No link in the repository can foresee this name: one that leaves the folder never comes back in.
+        content = work / f"content-{secrets.token_hex(8)}"
         if folder is None:
-            commit = _clone(git, source, ref, work, limits, progress)
+            commit = _clone(git, source, ref, content, limits, progress)
         else:
-            commit, warnings = _take_folder(git, source, folder, ref, work, limits, progress)
+            commit, warnings = _take_folder(git, source, folder, ref, content, limits, progress)
         folders.refuse_outward_links(content, redacted(source))
         notes = (*warnings, *_notes(content))
         _put(content, destination.absolute(), work)
@@ -110,10 +112,11 @@ def local_folder(source: str) -> Path | None:
             raise InvalidInputError(f"'{redacted(source)}' names no host - write it like https://HOST/REPO")
         return None
     if scheme is not None and scheme[1].lower() == "http":
-        raise InvalidInputError(f"'{source}' is not encrypted - use https://")
+        raise InvalidInputError(f"'{redacted(source)}' is not encrypted - use https://")
     if scheme is not None and not Path(source).exists():
         raise InvalidInputError(
-            f"'{source}' uses a protocol that is not allowed - use an https, ssh or file URL, or a folder"
+            f"'{redacted(source)}' uses a protocol that is not allowed - "
+            "use an https, ssh or file URL, or a folder"
         )
     if _SCP_LIKE.fullmatch(source) and not Path(source).exists():
         return None
@@ -135,43 +138,43 @@ def _take_folder(
     source: str,
     folder: Path,
     ref: str | None,
-    work: Path,
+    content: Path,
     limits: Limits,
     progress: Progress | None,
 ) -> tuple[str, tuple[str, ...]]:
     """A folder of this machine: cloned when it is bare or a ref is asked for, else copied as it is."""
     if folders.is_bare(git, folder):
-        return _clone(git, folder.as_uri(), ref, work, limits, progress), ()
+        return _clone(git, folder.as_uri(), ref, content, limits, progress), ()
     top = folders.work_tree(git, folder)
     if ref is None:
         _tell(progress, f"copying {source}")
-        return folders.copy(git, folder, top, work / "content", limits, redacted(source))
+        return folders.copy(git, folder, top, content, limits, redacted(source))
     if top is None:
         raise NotFoundError(f"'{source}' is no git repository and has no '{ref}' - leave the reference out")
     below = folder.relative_to(top).as_posix()
-    return _clone(git, top.as_uri(), ref, work, limits, progress, below), ()
+    return _clone(git, top.as_uri(), ref, content, limits, progress, below), ()
 
 
 def _clone(
     git: Git,
     url: str,
     ref: str | None,
-    work: Path,
+    content: Path,
     limits: Limits,
     progress: Progress | None,
     below: str = ".",
 ) -> str:
-    """Lay down one commit of a repository (or its folder ``below``) as ``work/content``; gives the commit."""
+    """Lay down one commit of a repository (or its folder ``below``) as ``content``; gives the commit."""
     _tell(progress, f"fetching {redacted(url)}")
-    store = work / "git"
+    store = content.with_name("git")
     git.must("init", "--quiet", "--template=", str(store))
     commit = _fetch_commit(git, store, url, ref)
     _check_size(git, store, commit, below, url, limits)
-    tree = work / "tree"
+    tree = content.with_name("tree")
     tree.mkdir()
     places = ("--git-dir", str(store / ".git"), "--work-tree", str(tree))
     git.must(*places, "checkout", "--quiet", "--force", commit, "--", below, folder=tree)
-    (tree / below).rename(work / "content")
+    (tree / below).rename(content)
     _tell(progress, f"fetched commit {commit[:12]}")
     return commit
 

@@ -40,7 +40,8 @@ def copy(
 ) -> tuple[str, tuple[str, ...]]:
     """Copy a folder as it is on disk to ``content``; gives its commit and warnings.
 
-    With git: tracked files and new ones that are not ignored. Without: all but the usual clutter.
+    With git: tracked files, and new ones that are neither ignored nor the usual clutter. Without: all but
+    clutter.
     """
     inside = top is not None and not _is_ignored(git, folder, top)
     files = _listed(git, folder) if inside else list(_walked(folder))
@@ -48,10 +49,13 @@ def copy(
     head = git.run("rev-parse", "--verify", "--quiet", "HEAD^{commit}", folder=folder) if inside else None
     if head is None or head.returncode:
         return f"tree-{tree_hash(content)[:16]}", ()
-    status = git.must("status", "--porcelain", "-z", "--untracked-files=all", "--", ".", folder=folder)
-    if not status.stdout:
+    status = git.must(
+        *("status", "--porcelain", "-z", "--no-renames", "--untracked-files=all", "--", "."), folder=folder
+    )
+    entries = [os.fsdecode(entry) for entry in status.stdout.split(b"\0") if entry]
+    changed = len([entry for entry in entries if not (entry.startswith("??") and _is_clutter(entry[3:]))])
+    if not changed:
         return head.text, ()
-    changed = len([entry for entry in status.stdout.split(b"\0") if entry])
     warning = f"'{source}' has uncommitted changes ({changed} files); they are part of this project"
     return f"{head.text}+dirty-{tree_hash(content)[:12]}", (warning,)
 
@@ -99,12 +103,18 @@ def _is_ignored(git: Git, folder: Path, top: Path) -> bool:
 
 
 def _listed(git: Git, folder: Path) -> list[Path]:
-    result = git.must(
-        "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate", folder=folder
-    )
-    names = [Path(os.fsdecode(name)) for name in result.stdout.split(b"\0") if name]
+    listing = ("ls-files", "-z", "--deduplicate")
+    tracked = git.must(*listing, "--cached", folder=folder).stdout.split(b"\0")
+    new = git.must(*listing, "--others", "--exclude-standard", folder=folder).stdout.split(b"\0")
+    kept = [*map(os.fsdecode, tracked), *(name for name in map(os.fsdecode, new) if not _is_clutter(name))]
+    names = [Path(name) for name in kept if name]
     # deleted on disk: gone; a folder: a submodule or another repository inside
     return [name for name in names if (folder / name).is_symlink() or (folder / name).is_file()]
+
+
+def _is_clutter(name: str) -> bool:
+    """What running or checking code leaves behind, even where no .gitignore says so."""
+    return not _NEVER.isdisjoint(Path(name).parts)
 
 
 def _walked(folder: Path) -> Iterator[Path]:

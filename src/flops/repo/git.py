@@ -24,10 +24,11 @@ from flops.core.errors import (
     UnauthorizedError,
     UnavailableError,
 )
+from flops.core.source import redact
 
 _WAKE_S = 0.2
 _KEPT_GIT_VARIABLES = ("GIT_SSL_", "GIT_SSH", "GIT_PROXY_", "GIT_HTTP_")
-_PASSWORD = re.compile(r"//[^/@\s]+@")
+_PASSWORD = re.compile(r"//[^/\s]+@")  # up to the last @: an unescaped one may be part of a password
 _SAFE = (
     *("-c", "core.hooksPath=/dev/null"),
     *("-c", "core.fsmonitor=false"),
@@ -70,6 +71,7 @@ class Git:
     """Git for one fetch: its deadline and its cancellation hold over all calls together."""
 
     def __init__(self, source: str, limits: Limits, cancel: threading.Event | None = None) -> None:
+        self._raw = source
         self._source = redacted(source)
         self._limits = limits
         self._cancel = cancel
@@ -105,7 +107,8 @@ class Git:
         except BaseException:
             _kill(process)
             raise
-        message = _PASSWORD.sub("//***@", stderr.decode("utf-8", "replace"))
+        text = stderr.decode("utf-8", "replace").replace(self._raw, self._source)
+        message = _PASSWORD.sub("//***@", text)
         if process.returncode == 127 and "failed to execute git" in message:
             raise _missing()
         return Result(process.returncode, stdout, message)
@@ -140,8 +143,8 @@ class Git:
 
 
 def redacted(source: str) -> str:
-    """A source without the user name and password of its URL."""
-    return _PASSWORD.sub("//", source) if source.startswith("https:") else source
+    """A source fit to be shown: without the password, user name and query of its URL."""
+    return redact(source)
 
 
 def explained(result: Result, source: str, ref: str | None, limits: Limits) -> FlopsError:
@@ -193,7 +196,7 @@ def explained(result: Result, source: str, ref: str | None, limits: Limits) -> F
         return NotFoundError(
             f"there is no git repository at '{source}' - check the address, and that this machine may read it"
         )
-    if says("File too large", "signal 25", "File size limit"):
+    if result.returncode == -signal.SIGXFSZ or says("File too large", "signal 25", "File size limit"):
         return too_large(source, limits)
     if says("No space left on device"):
         return FailedError(f"no space is left to fetch '{source}' - free some, then try again")
@@ -229,6 +232,7 @@ def _environment(environment: Mapping[str, str]) -> dict[str, str]:
         SSH_ASKPASS="",
         SSH_ASKPASS_REQUIRE="never",
         GIT_LFS_SKIP_SMUDGE="1",
+        GIT_OPTIONAL_LOCKS="0",  # looking at a user's folder must not write to it
         LC_ALL="C",
     )
     return result

@@ -1,10 +1,12 @@
 """Lines as pip takes them (``requirements.txt`` and the pip part of ``conda.yaml``), read strictly.
 
-Taken: PEP 508 requirements, ``-r`` inside the checkout, wheels and git repositories by https or ssh. Options that choose
-an index are not: where packages come from is decided on the machine that runs them, never by a repository.
+Taken: PEP 508 requirements, ``-r`` inside the checkout, wheels and git repositories by https or ssh. Options
+that choose an index are not: where packages come from is decided on the machine that runs them, never by a
+repository.
 """
 
 import re
+import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,6 +85,11 @@ def requirement(line: str, where: str) -> str:
         InvalidInputError: it is none, or comes from a place that is not allowed.
     """
     line = _LINE_OPTION.sub("", line).strip()
+    if not line.isprintable():
+        raise unusable(line, where, "it holds characters that cannot be seen")
+    if "${" in line:
+        # uv would put our environment's value in, secrets included, and send it to the address
+        raise unusable(line, where, "it asks for an environment variable")
     try:
         parsed = Requirement(_named(line))
     except InvalidRequirement as error:
@@ -113,8 +120,14 @@ def read_text(path: Path, name: str) -> str:
 
 def unusable(line: str, where: str, why: str) -> InvalidInputError:
     return InvalidInputError(
-        f"{where}: the dependency '{line[:120]}' cannot be used: {why} - write it like 'numpy==1.26.4' (PEP 508)"
+        f"{where}: the dependency {shown(line)} cannot be used: {why} - write it like 'numpy==1.26.4'"
     )
+
+
+def shown(entry: object) -> str:
+    """Something read from a file, quoted for a message: on one line, and short whatever it holds."""
+    text = entry if isinstance(entry, str) else reprlib.repr(entry)
+    return f"'{''.join(char if char.isprintable() else ' ' for char in text[:120])}'"
 
 
 def _named(line: str) -> str:
@@ -134,7 +147,10 @@ def _named(line: str) -> str:
 def _about_option(line: str, where: str) -> str:
     option = re.split(r"[=\s]", line, maxsplit=1)[0]
     if _WITH_INDEX.match(line):
-        return f"{where}: '{option}' is ignored; package indexes are those of the pip configuration of the machine"
+        return (
+            f"{where}: '{option}' is ignored; "
+            "package indexes are those of the pip configuration of the machine"
+        )
     return f"{where}: the option '{option}' is ignored"
 
 

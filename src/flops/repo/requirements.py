@@ -54,15 +54,15 @@ def read_requirements(checkout: Path, *, building_blocks: bool, source: str) -> 
         second = pip_lines.Lines()
         pip_lines.read_file(checkout, PIP_FILE, second)
         _merge(found, second, conda_file)
-    packages, dropped = _without_foreign(found.requirements)
-    packages = _with_own(packages, building_blocks)
+    kept, dropped = _without_foreign(found.requirements)
     warnings = tuple(dict.fromkeys([*found.warnings, *dropped]))
-    return Requirements(python or None, packages, warnings, building_blocks)
+    return Requirements(python or None, _with_own(kept, building_blocks), warnings, building_blocks)
 
 
 def _read_conda(checkout: Path, name: str, into: pip_lines.Lines) -> str | None:
     """Add the content of conda.yaml; gives the wish for a Python."""
     python: str | None = None
+    native = []
     for entry in _entries(checkout, name):
         if isinstance(entry, dict):
             pip_lines.read_lines(_pip_part(entry, name), name, checkout, into)
@@ -72,8 +72,12 @@ def _read_conda(checkout: Path, name: str, into: pip_lines.Lines) -> str | None:
             python = translated.python
         if translated.requirement is not None:
             into.requirements.append(translated.requirement)
+        elif translated.python is None:
+            native.append(translated.name)
         if translated.warning is not None:
             into.warnings.append(translated.warning)
+    if native:
+        into.warnings.append(f"{name}: left out, as they are no Python packages: {', '.join(native)}")
     return python
 
 
@@ -81,10 +85,11 @@ def _entries(checkout: Path, name: str) -> Sequence[Any]:
     text = pip_lines.read_text(checkout / name, name)
     try:
         content = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark is not None else ""
-        problem = getattr(error, "problem", None) or "it is nested too deeply"
+        depth = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        problem = getattr(error, "problem", None) or depth
         raise InvalidInputError(f"{name} is no YAML{place}: {problem} - mend it") from error
     if not isinstance(content, dict) or not isinstance(content.get("dependencies") or [], list):
         raise InvalidInputError(
@@ -98,7 +103,7 @@ def _pip_part(entry: dict[Any, Any], name: str) -> list[str]:
     lines = entry.get("pip")
     if set(entry) != {"pip"} or not isinstance(lines, list | None):
         raise InvalidInputError(
-            f"{name}: the entry '{str(entry)[:80]}' of 'dependencies' cannot be used - "
+            f"{name}: the entry {pip_lines.shown(entry)} of 'dependencies' cannot be used - "
             "write a name with a version, or '- pip:' with a list"
         )
     return [_as_line(line, name) for line in lines or []]
@@ -107,7 +112,7 @@ def _pip_part(entry: dict[Any, Any], name: str) -> list[str]:
 def _as_line(entry: object, name: str) -> str:
     if not isinstance(entry, str):
         raise InvalidInputError(
-            f"{name}: the entry '{str(entry)[:80]}' of 'dependencies' cannot be used - "
+            f"{name}: the entry {pip_lines.shown(entry)} of 'dependencies' cannot be used - "
             "write a name with a version, such as 'numpy=1.26.4'"
         )
     return entry
