@@ -21,7 +21,9 @@ def test_a_repository_without_model_manager(user: User, tmp_path: Path) -> None:
 
 def test_a_model_manager_that_is_not_python(user: User, repository: Repository) -> None:
     project = user.project(str(repository(header="class :\n")), "--tag", "e2e")
-    assert project["reason"] == "model_manager.py line 1 is not Python: invalid syntax - mend the line"
+    assert project["reason"] == (
+        "model_manager.py of the repository has a syntax error in line 1: invalid syntax - mend it"
+    )
 
 
 def test_a_constructor_that_loads_data(user: User, repository: Repository) -> None:
@@ -80,7 +82,7 @@ def test_updates_that_cannot_count(user: User, repository: Repository, fit: str,
     project = user.project(str(repository(fit=fit)), "--tag", "e2e", "--rounds", "2")
     assert project["state"] == "failed"
     assert project["reason"] == (
-        f"round 1 of project {project['id']} needs 1 updates, 0 of 3 learners returned a usable one; "
+        f"round 1 of project {project['id']} needs 1 update, 0 of 3 learners returned a usable one; "
         f"learner-1: {refusal} (and 2 more)"
     )
     refused = user.events(project["id"], "update.refused")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
 
@@ -71,8 +72,8 @@ class Learner:
             finally:
                 reader.cancel()
                 client.close()
-        except (StopIteration, flight.FlightError) as error:
-            self.error = error
+        except (StopIteration, OSError, flight.FlightError, pa.ArrowException) as error:
+            self.error = error  # its session ended, in order or not
         finally:
             self.stopped.set()
 

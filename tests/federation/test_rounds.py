@@ -104,7 +104,7 @@ def test_a_training_without_enough_learners_fails_at_its_deadline(start: Start) 
     federation = start(learners=2, rounds=1, start_deadline_s=0.5)
     federation.learner("a")
     assert federation.failure() == (
-        "round 1 of project p-test needs 2 learners, 1 are connected after 0.5 s - lower "
+        "round 1 of project p-test needs 2 learners, 1 is connected after 0.5 s - lower "
         "training.min_available_learners, or see 'flops logs p-test'"
     )
     waiting = federation.reports("training.waiting")[-1]
@@ -180,7 +180,7 @@ def test_unusable_evaluations_fail_the_training_instead_of_finishing_it(start: S
     federation = start(learners=1, rounds=1)
     federation.learner("a", evaluate=lambda parameters, _: (float("nan"), 0.5, 5))
     assert federation.failure() == (
-        "round 1 of project p-test needs 1 evaluations, 0 of 1 learners returned a usable one; "
+        "round 1 of project p-test needs 1 evaluation, 0 of 1 learners returned a usable one; "
         "a: its loss is nan"
     )
 

@@ -67,6 +67,8 @@ def aggregate(config: AggregatorConfig) -> int:
         )
     if hub is not None:
         hub.stop_all(reason)
+        if config.listen.startswith("grpc+unix://"):
+            Path(config.listen.removeprefix("grpc+unix://")).unlink(missing_ok=True)
     reporter.flush(_LAST_REPORTS_S)
     reporter.close()
     return code

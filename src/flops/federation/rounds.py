@@ -37,6 +37,7 @@ RECONNECT_S = 10.0
 _FIRST_ROUND_S = 3600.0
 _SHORTEST_DEADLINE_S = 60.0
 _TIMES_SLOWEST = 10.0
+_WORTH_TELLING_S = 1.0  # single updates of quicker rounds are no news
 # Without a deadline in the spec, the first round may take an hour; later ones ten times what the slowest
 # accepted learner ever took, at least a minute: derived from what was measured, not another thing to set.
 
@@ -172,10 +173,10 @@ class RoundLoop:
 
     def _too_few(self, round_number: int, needed: int, ready: int, when: str = "") -> str:
         text = (
-            f"round {round_number} of project {self._project} needs {needed} learners, "
-            f"{ready} are connected{when}"
+            f"round {round_number} of project {self._project} needs {needed} "
+            f"learner{'s' if needed > 1 else ''}, {ready} {'are' if ready != 1 else 'is'} connected{when}"
         )
-        for learner, reason in list(self._ended.items())[:1]:
+        for learner, reason in sorted(self._ended.items())[:1]:
             more = f" (and {len(self._ended) - 1} more)" if len(self._ended) > 1 else ""
             return f"{text}; {learner} ended: {reason}{more}"
         return f"{text} - lower training.min_available_learners, or see 'flops logs {self._project}'"
@@ -311,10 +312,19 @@ class RoundLoop:
                 self._mean = WeightedMean(self._blocks)
             self._mean.reset()
         updates: list[Update] = []
+        start = self._clock.monotonic()
 
         def take(update: Update) -> None:
             updates.append(update)
             self._bytes_up += update.nbytes
+            if self._clock.monotonic() - start > _WORTH_TELLING_S:
+                self._reporter.report(
+                    EventKind.UPDATE_RECEIVED,
+                    round=round_number,
+                    learner=update.learner,
+                    bytes=update.nbytes,
+                    fit_s=round(update.fit_s, 4),
+                )
             if streamed and self._mean is not None:
                 self._mean.fold(update.body, float(update.num_examples))
                 update.body.release()
@@ -452,12 +462,13 @@ class RoundLoop:
         )
 
     def _below_quorum(self, phase: str, round_number: int, collection: Collection, quorum: int) -> str:
-        what = "updates" if phase == "train" else "evaluations"
+        what = "update" if phase == "train" else "evaluation"
+        what = what if quorum == 1 else what + "s"
         text = (
             f"round {round_number} of project {self._project} needs {quorum} {what}, "
             f"{collection.answered} of {len(collection.cohort)} learners returned a usable one"
         )
-        for learner, reason in list(collection.left_out.items())[:1]:
+        for learner, reason in sorted(collection.left_out.items())[:1]:
             more = f" (and {len(collection.left_out) - 1} more)" if len(collection.left_out) > 1 else ""
             text += f"; {learner}: {reason}{more}"
         return text
