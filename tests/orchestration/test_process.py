@@ -89,8 +89,19 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+_of_other_tests: set[int] = set()
+
+
+@pytest.fixture(autouse=True)
+def _earlier_children() -> None:
+    """Other suites of the same run may leave children of this process behind, zombies mostly."""
+    _of_other_tests.clear()
+    _of_other_tests.update(child.pid for child in psutil.Process().children())
+
+
 def children() -> list[psutil.Process]:
-    return psutil.Process().children()
+    """The processes that this test started and that are not gone without a trace."""
+    return [child for child in psutil.Process().children() if child.pid not in _of_other_tests]
 
 
 def killed_manager(folder: Path, *services: dict[str, Any]) -> None:
