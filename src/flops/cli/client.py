@@ -9,6 +9,7 @@ from urllib.parse import quote
 import httpx
 
 from flops.core.errors import (
+    BY_CODE,
     ConflictError,
     FailedError,
     FlopsError,
@@ -18,18 +19,7 @@ from flops.core.errors import (
     UnavailableError,
 )
 
-_BY_CODE: Mapping[str, type[FlopsError]] = {
-    kind.code: kind
-    for kind in (
-        ConflictError,
-        FailedError,
-        FlopsError,
-        InvalidInputError,
-        NotFoundError,
-        UnauthorizedError,
-        UnavailableError,
-    )
-}
+_BY_CODE: Mapping[str, type[FlopsError]] = {**BY_CODE, FlopsError.code: FlopsError}
 _BY_STATUS: Mapping[int, type[FlopsError]] = {
     401: UnauthorizedError,
     403: UnauthorizedError,

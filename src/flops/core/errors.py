@@ -4,6 +4,7 @@ Every message says what happened, to which object, and what to do:
 ``round 7 of project p-42 needs 5 learners, 3 are connected - lower min_learners or see 'flops show p-42'``
 """
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 
@@ -47,3 +48,17 @@ class FailedError(FlopsError):
     """The work itself failed and would fail again: mend the cause first."""
 
     code = "failed"
+
+
+BY_CODE: Mapping[str, type[FlopsError]] = {
+    kind.code: kind
+    for kind in (
+        InvalidInputError,
+        NotFoundError,
+        ConflictError,
+        UnauthorizedError,
+        UnavailableError,
+        FailedError,
+    )
+}
+"""For whoever receives an error's code from another process and raises it again."""

@@ -26,11 +26,10 @@ import pyarrow as pa
 from pyarrow import flight
 
 from flops.core.errors import (
-    ConflictError,
+    BY_CODE,
     FailedError,
     FlopsError,
     InvalidInputError,
-    NotFoundError,
     UnauthorizedError,
     UnavailableError,
 )
@@ -39,18 +38,6 @@ MAX_COMMAND_BYTES = 1 << 20
 """Holds 100 tags of 256 characters, each escaped."""
 
 _UNAVAILABLE = "Flight returned unavailable error, with message: "
-
-_CODES: dict[str, type[FlopsError]] = {
-    error.code: error
-    for error in (
-        InvalidInputError,
-        NotFoundError,
-        ConflictError,
-        UnauthorizedError,
-        UnavailableError,
-        FailedError,
-    )
-}
 
 
 def encode(value: Mapping[str, Any]) -> bytes:
@@ -148,7 +135,7 @@ def read_token(path: Path) -> str:
 def _from_flight(error: flight.FlightError, location: str) -> FlopsError:
     try:
         details = json.loads(error.extra_info)
-        return _CODES[details["code"]](str(details["message"]))
+        return BY_CODE[details["code"]](str(details["message"]))
     except (ValueError, KeyError, TypeError):
         pass  # not an answer of the data server itself: judged by its class below
     if isinstance(error, flight.FlightUnavailableError):

@@ -19,8 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, Protocol
 
-from flops.core import errors
-from flops.core.errors import FailedError, FlopsError
+from flops.core.errors import BY_CODE, FailedError, FlopsError
 from flops.manager.cancellation import Cancellation
 from flops.manager.process_tree import kill_tree
 
@@ -30,17 +29,6 @@ _LAST_LINES = 5
 # Not by -m: the package imports this module, which would then exist twice.
 _PROGRAM = "from flops.manager.step_process import main; main()"
 # Errors keep their kind on the way to the manager.
-_KINDS: dict[str, type[FlopsError]] = {
-    kind.code: kind
-    for kind in (
-        errors.InvalidInputError,
-        errors.NotFoundError,
-        errors.ConflictError,
-        errors.UnauthorizedError,
-        errors.UnavailableError,
-        errors.FailedError,
-    )
-}
 
 
 class StepRunner(Protocol):
@@ -92,7 +80,7 @@ class StepProcess:
                 f"{_last_lines(self._log)} - see {self._log}"
             )
         if "error" in answer:
-            kind = _KINDS.get(answer["error"]["code"], FailedError)
+            kind = BY_CODE.get(answer["error"]["code"], FailedError)
             raise kind(answer["error"]["message"])
         result = answer["result"]
         assert isinstance(result, dict)
