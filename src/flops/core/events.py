@@ -16,12 +16,18 @@ class EventKind(StrEnum):
     WARNING = "warning"  # [message]
     LEARNER_CONNECTED = "learner.connected"  # [learner]
     LEARNER_LEFT = "learner.left"  # [learner, reason]
+    LEARNER_EJECTED = "learner.ejected"  # [learner, reason]: it may not come back
+    CLUSTER_CONNECTED = "cluster.connected"  # [cluster]
+    CLUSTER_LEFT = "cluster.left"  # [cluster, reason, final]
+    CLUSTER_ROUND = "cluster.round"
+    # [cluster, cycle, round, rounds, participants, train_metrics, metrics, left_out, duration_s, bytes_*]
     TRAINING_WAITING = "training.waiting"  # [connected, needed, deadline_s]
     ROUND_STARTED = "round.started"  # [round, cohort]
     UPDATE_RECEIVED = "update.received"  # [round, learner, bytes, fit_s]
     UPDATE_REFUSED = "update.refused"  # [round, learner, reason]
     ROUND_FINISHED = "round.finished"
-    # [round, participants, refused, train_metrics, metrics, duration_s, bytes_down, bytes_up]
+    # [round, participants, left_out, train_metrics, metrics, duration_s, bytes_down, bytes_up]; a round of
+    # a hierarchy's root is a cycle: [cycle, cycles] stand beside it; asynchronous: [version, staleness]
     TRAINING_FINISHED = "training.finished"  # [rounds, best_round, model_file, metrics]
     TRAINING_FAILED = "training.failed"  # [round, reason]
     MODEL_REGISTERED = "model.registered"  # [name, version, round, uri]

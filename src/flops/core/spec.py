@@ -82,6 +82,8 @@ class ModelSpec(_Section):
     """None: detected from the model object."""
     name: Name | None = None
     """Name in the model registry; None: the project's name."""
+    initial: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}/[1-9][0-9]{0,8}$")] | None = None
+    """Registered model, NAME/VERSION, whose parameters the training starts from; None: the code's own."""
 
 
 class StrategySpec(_Section):
@@ -93,13 +95,82 @@ class StrategySpec(_Section):
     ] = {}
 
 
+ClusterPath = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,30}(/[a-z0-9][a-z0-9-]{0,30}){0,7}$")]
+"""The name of a cluster; ``europe/north`` lies inside ``europe``."""
+
+
+class ClustersSpec(_Section):
+    """How a hierarchy's learners are divided into clusters."""
+
+    by: Literal["size", "label", "latency", "distribution", "groups"] = "size"
+    """size: equally many each; label: sites with the same value of ``label``; latency: learners that are
+    equally far away; distribution: clusters whose mixtures of labels are alike, from histograms that the
+    sites give out with noise; groups: as ``groups`` says."""
+    count: Count | None = None
+    """Clusters to form; None: from ``size``, or the square root of the number of learners."""
+    size: Count | None = None
+    """Learners in a cluster."""
+    label: Name | None = None
+    epsilon: Annotated[float, Field(gt=0, le=100)] = 1.0
+    """Privacy budget of a site's label histogram: smaller is more private."""
+    groups: (
+        Annotated[
+            dict[ClusterPath, Annotated[list[Text], Field(min_length=1)]],
+            Field(min_length=1, max_length=1000),
+        ]
+        | None
+    ) = None
+    """Sites by cluster."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        problems = []
+        if self.groups is not None and "by" not in self.model_fields_set:
+            self._derive(by="groups")
+        if self.label is not None and "by" not in self.model_fields_set:
+            self._derive(by="label")
+        if self.count is not None and self.size is not None:
+            problems.append(
+                "training.clusters.count and training.clusters.size say the same thing - use one of them"
+            )
+        for field, by in (("label", "label"), ("groups", "groups")):
+            if (getattr(self, field) is None) == (self.by == by):
+                problems.append(
+                    f"training.clusters.{field} is needed where training.clusters.by is '{by}', only there"
+                )
+        if self.by in ("label", "groups") and (self.count or self.size):
+            problems.append(
+                f"training.clusters.count and size say nothing where training.clusters.by is '{self.by}' - "
+                "leave them out"
+            )
+        if self.by != "distribution" and "epsilon" in self.model_fields_set:
+            problems.append(
+                "training.clusters.epsilon is for training.clusters.by 'distribution' - leave it out"
+            )
+        _refuse(problems)
+        return self
+
+
+ASYNCHRONOUS_STRATEGIES = ("FedAsync", "FedBuff", "FedAT")
+"""Strategies of our own that wait for nobody; all others are Flower's, and synchronous."""
+
+
 class TrainingSpec(_Section):
-    mode: Literal["classic", "hierarchical"] = "classic"
+    mode: Literal["classic", "hierarchical", "asynchronous"] = "classic"
+    """Unset: asynchronous with a strategy that is, hierarchical where clusters are given."""
     rounds: Annotated[int, Field(ge=1, le=100_000)] = 3
+    """In an asynchronous training: commits of the global model."""
     cycles: Annotated[int, Field(ge=1, le=100_000)] = 1
     """Root-level passes of a hierarchy, each of ``rounds`` rounds inside every cluster."""
     learners: Count | None = None
     """None: one per site with matching data (for mocked data: three, or the minimum if larger)."""
+    virtual: bool = False
+    """Many learners in a few processes of one machine; each keeps its own data and state."""
+    virtual_workers: Annotated[int, Field(ge=1, le=1024)] | None = None
+    """Processes that run user code for virtual learners; None: one for each CPU."""
+    clusters: ClustersSpec | None = None
+    min_clusters: Count = 1
+    """Clusters that must answer in a cycle."""
     strategy: Annotated[StrategySpec, _or_name("name")] = StrategySpec()
     fraction_fit: Annotated[float, Field(gt=0, le=1)] = 1.0
     fraction_evaluate: Annotated[float, Field(ge=0, le=1)] = 1.0
@@ -110,6 +181,15 @@ class TrainingSpec(_Section):
     min_evaluate_learners: Count = 1
     quorum: Count | None = None
     """Accepted updates without which a round fails; None: ``min_fit_learners``."""
+    cohort: Literal["random", "round-robin", "data-size", "availability"] = "random"
+    """Who trains where ``fraction_fit`` is below 1. data-size: in proportion to the examples; availability:
+    reliable and quick learners more often, but each has its turn."""
+    over_sample: Annotated[float, Field(ge=1, le=10)] = 1.0
+    """Learners asked for each one that is needed; a round closes when enough have answered."""
+    eject_after: Count = 3
+    """Refused answers after which a learner is ejected."""
+    max_update_norm: Annotated[float, Field(gt=0)] | None = None
+    """Updates farther than this from the global model (L2 norm of the difference) are refused."""
     start_deadline_s: Annotated[float, Field(gt=0, le=_WEEK_S)] = 120.0
     round_deadline_s: Annotated[float, Field(gt=0, le=_WEEK_S)] | None = None
     seed: Seed = 0
@@ -124,6 +204,24 @@ class TrainingSpec(_Section):
         if "min_available_learners" not in self.model_fields_set:
             self._derive(min_available_learners=max(self.min_fit_learners, self.min_evaluate_learners))
         problems = []
+        asynchronous = self.strategy.name in ASYNCHRONOUS_STRATEGIES
+        if "mode" not in self.model_fields_set:
+            if asynchronous:
+                self._derive(mode="asynchronous")
+            elif self.clusters is not None:
+                self._derive(mode="hierarchical")
+        if asynchronous != (self.mode == "asynchronous"):
+            own = " or ".join(ASYNCHRONOUS_STRATEGIES)
+            problems.append(
+                f"training.strategy {self.strategy.name} and training.mode '{self.mode}' do not go together"
+                f" - 'asynchronous' is for {own}, and they for it"
+            )
+        if self.clusters is not None and self.mode != "hierarchical":
+            problems.append(f"training.clusters are for training.mode 'hierarchical' (is '{self.mode}')")
+        if self.virtual_workers is not None and not self.virtual:
+            problems.append("training.virtual_workers are for training.virtual - set it, or leave them out")
+        if self.over_sample > 1 and self.mode == "asynchronous":
+            problems.append("training.over_sample says nothing where nobody is waited for - leave it out")
         if self.cycles > 1 and self.mode != "hierarchical":
             problems.append(
                 f"training.cycles is {self.cycles} but training.mode is 'classic' - only 'hierarchical' has "
@@ -161,8 +259,10 @@ class MockSpec(_Section):
     """A known data set, split over fresh learners."""
 
     dataset: Literal["mnist", "digits"]
-    partition: Literal["iid", "dirichlet"] = "iid"
-    """Unset: dirichlet where an alpha is given."""
+    partition: Literal["iid", "dirichlet", "shards"] = "iid"
+    """Unset: dirichlet where an alpha is given, shards where their number is. Shards: the examples sorted by
+    label are cut into equal parts, of which each learner gets ``shards_per_learner``."""
+    shards_per_learner: Annotated[int, Field(ge=1, le=1000)] = 2
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 0.5
     """Concentration of the Dirichlet distribution: small means that labels differ between learners."""
     seed: Seed = 0
@@ -174,10 +274,20 @@ class MockSpec(_Section):
         given = self.model_fields_set
         if "alpha" in given and "partition" not in given:
             self._derive(partition="dirichlet")
-        if self.alpha != type(self).model_fields["alpha"].default and self.partition == "iid":
+        elif "shards_per_learner" in given and "partition" not in given:
+            self._derive(partition="shards")
+        if "shards_per_learner" in given and self.partition != "shards":
             _refuse(
                 [
-                    f"data.mock.alpha ({self.alpha}) says nothing about data.mock.partition 'iid' - use "
+                    "data.mock.shards_per_learner says nothing about data.mock.partition "
+                    f"'{self.partition}' - use 'shards', or leave it out"
+                ]
+            )
+        if self.alpha != type(self).model_fields["alpha"].default and self.partition != "dirichlet":
+            _refuse(
+                [
+                    f"data.mock.alpha ({self.alpha}) says nothing about data.mock.partition "
+                    f"'{self.partition}' - use "
                     "'dirichlet', or leave alpha out"
                 ]
             )
@@ -230,6 +340,8 @@ class TrackingSpec(_Section):
     """None: the project's name."""
     learner_metrics: bool = False
     """Track single learners' metrics too, where their data's owner allows it."""
+    clusters: bool = False
+    """A child run for each cluster of a hierarchy, with the metrics of its own rounds."""
 
 
 _SECTIONS = ("model", "training", "data", "resources", "selection", "tracking")

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from flops.core.errors import InvalidInputError
 
@@ -55,6 +55,11 @@ class Member:
     token: str
     max_examples: int | None = None
     """The most training examples it can claim for an update: the rows of its fragments. None: not known."""
+    slot: int = 0
+    """Its place among all learners of the project, from 1: decides seeds and the order of summation. 0: by
+    name."""
+    kind: Literal["learner", "cluster"] = "learner"
+    """A cluster returns the weighted sum of its learners, in float64, instead of one learner's model."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,23 @@ class Plan:
     selection_metric: str = "loss"
     selection_best: str = "min"
     learner_metrics: bool = False
+    cohort: str = "random"
+    over_sample: float = 1.0
+    eject_after: int = 3
+    max_update_norm: float | None = None
+    cycles: int = 1
+    """Of a hierarchy: what the root counts as rounds; ``rounds`` are those inside a cluster, per cycle."""
+
+
+@dataclass(frozen=True)
+class Parent:
+    """Where a cluster aggregator takes part as a member: the aggregator above it."""
+
+    aggregator: str
+    member: str
+    """The cluster's name among the members there."""
+    token: str
+    tls: Tls | None = None
 
 
 @dataclass(frozen=True)
@@ -101,12 +123,18 @@ class AggregatorConfig(_JsonFile):
     plan: Plan = field(default_factory=Plan)
     tls: Tls | None = None
     report: ReportTo | None = None
+    parent: Parent | None = None
+    """None: this is the root."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
+        parent = data.get("parent")
         return cls(
             **{
                 **data,
+                "parent": Parent(**{**parent, "tls": Tls(**parent["tls"]) if parent.get("tls") else None})
+                if parent
+                else None,
                 "members": {name: Member(**member) for name, member in data["members"].items()},
                 "plan": Plan(**data.get("plan", {})),
                 "tls": Tls(**data["tls"]) if data.get("tls") else None,
