@@ -19,7 +19,8 @@ from pathlib import Path
 
 from flops.core.errors import FlopsError
 from flops.federation import AgentConfig, DataAccess
-from flops.federation.agent import Agent
+from flops.federation.conversation import Conversation, keep_beating
+from flops.federation.learner import Learner
 from flops.federation.memory import use_one_arena
 from flops.federation.model_file import anonymous_file
 from flops.guest import Guest, Room
@@ -68,7 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_on_signals(guest)
     log.info("the worker runs, isolation: %s", guest.isolation)
     try:
-        Agent(config, guest).run()
+        conversation = Conversation(config.link)
+        learner = Learner(config.learner, conversation, guest)
+        threading.Thread(target=learner.work, name="work", daemon=True).start()
+        threading.Thread(target=keep_beating, args=([conversation],), name="beat", daemon=True).start()
+        conversation.run()
     except FlopsError as error:
         log.error("%s", error)
         return 1

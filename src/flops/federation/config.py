@@ -99,12 +99,12 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Parent:
-    """Where a cluster aggregator takes part as a member: the aggregator above it."""
+class Link:
+    """Where a member of a federation connects, and as whom."""
 
     aggregator: str
     member: str
-    """The cluster's name among the members there."""
+    """Its name among the members there."""
     token: str
     tls: Tls | None = None
 
@@ -123,7 +123,7 @@ class AggregatorConfig(_JsonFile):
     plan: Plan = field(default_factory=Plan)
     tls: Tls | None = None
     report: ReportTo | None = None
-    parent: Parent | None = None
+    parent: Link | None = None
     """None: this is the root."""
 
     @classmethod
@@ -132,7 +132,7 @@ class AggregatorConfig(_JsonFile):
         return cls(
             **{
                 **data,
-                "parent": Parent(**{**parent, "tls": Tls(**parent["tls"]) if parent.get("tls") else None})
+                "parent": Link(**{**parent, "tls": Tls(**parent["tls"]) if parent.get("tls") else None})
                 if parent
                 else None,
                 "members": {name: Member(**member) for name, member in data["members"].items()},
@@ -173,6 +173,10 @@ class AgentConfig(_JsonFile):
     log: str | None = None
     """Where the user's code prints."""
     isolate: bool = True
+
+    @property
+    def link(self) -> Link:
+        return Link(self.aggregator, self.learner, self.token, self.tls)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

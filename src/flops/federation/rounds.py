@@ -362,6 +362,7 @@ class RoundLoop:
             "t": phase,
             "task": f"{phase}-{round_number}",
             "round": round_number,
+            "version": self._model.version,
             "config": config,
             "seed": learner_seed(self._plan.seed, self._slots[learner], round_number),
         }
