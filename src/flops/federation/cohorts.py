@@ -152,7 +152,7 @@ def choose(
 
 
 def merits(records: Sequence[Record]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """What each learner's history is worth to the policy *availability*; (n,), above 0 and at most 1."""
+    """What each learner's history is worth to the policy *availability*; (n,), from 0 to 1, not all 0."""
     known = [record.answer_s for record in records if record.answer_s is not None]
     usual_s = float(np.median(known)) if known else 0.0
     return np.array([_reliability(record) * _speed(record, usual_s) for record in records])
