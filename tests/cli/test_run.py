@@ -103,7 +103,7 @@ def test_a_thesis_sla_is_taken_as_it_is(stand_in: "StandIn", flops: "Flops", tmp
     ("arguments", "code", "message"),
     [
         (["run"], 2, "name a repository, or a spec with --spec FILE"),
-        (["run", "https://host/x", "--alpha", "1"], 2, "--partition and --alpha need --mock"),
+        (["run", "https://host/x", "--alpha", "1"], 2, "--test-split need --mock"),
         (["run", "https://host/x", "--strategy-param", "eta"], 2, "'eta' is not NAME=VALUE"),
         (["run", "https://host/x", "--rounds", "many"], 2, "'many' is not a valid integer"),
         (["run", "/no/such/folder"], 1, "error: there is no folder '/no/such/folder' - name an existing"),

@@ -1,13 +1,15 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from flops.core.errors import InvalidInputError
-from flops.data import DataClient, Partition, known_dataset, mock
+from flops.data import DataClient, Partition, known_dataset, mock, tags_of_test_split
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +17,7 @@ def datasets_dir(new_home: Callable[[], Path]) -> Path:
     return new_home()
 
 
-@pytest.mark.parametrize("partition", ["iid", "dirichlet"])
+@pytest.mark.parametrize("partition", ["iid", "dirichlet", "shards"])
 def test_every_example_lies_at_one_site(
     data_client: DataClient, datasets_dir: Path, partition: Partition
 ) -> None:
@@ -57,6 +59,35 @@ def test_the_same_arguments_put_nothing_new(data_client: DataClient, datasets_di
     assert np.bincount(labels).max() > 20
 
 
+def test_test_examples_are_found_only_by_those_who_ask_for_them(
+    data_client: DataClient, datasets_dir: Path, site: str
+) -> None:
+    sites = [f"{site} {number}" for number in range(4)]
+    fragments = mock(
+        data_client,
+        "digits",
+        ["split"],
+        sites,
+        datasets_dir=datasets_dir,
+        partition="shards",
+        test_split=True,
+        num_examples=400,
+    )
+    assert [fragment.site for fragment in fragments] == sites * 2
+    both = ["split", *tags_of_test_split(["split"])]
+    rows = {"train": 0, "test": 0}
+    for where in sites:
+        training = data_client.get_matching(["split"], where)
+        assert set(training["split"].to_pylist()) == {"train"}
+        assert json.loads(training.schema.metadata[b"huggingface"])["info"]["features"]["split"]
+        together = data_client.get_matching(both, where)
+        for split in rows:
+            rows[split] += together.filter(pc.equal(together["split"], split)).num_rows
+        test = together.filter(pc.equal(together["split"], "test"))
+        assert len(set(test["label"].to_pylist())) >= 8  # alike at every site, not by shards
+    assert rows == {"train": 400, "test": 360}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -64,8 +95,9 @@ def test_the_same_arguments_put_nothing_new(data_client: DataClient, datasets_di
         ({"sites": []}, "there is no site to give data to"),
         ({"num_examples": 0}, "0 examples of digits were asked for - use 1 to 1437"),
         ({"num_examples": 2000}, "2000 examples of digits were asked for"),
+        ({"partition": "shards", "shards_per_site": 1000}, "1437 examples cannot be cut into 2000 shards"),
         ({"num_examples": 1}, "1 examples cannot be spread over 2 sites"),
-        ({"partition": "random"}, "'random' is no partition - use iid or dirichlet"),
+        ({"partition": "random"}, "'random' is no partition - use iid, dirichlet or shards"),
         ({"seed": -1}, "the seed is -1 - use 0 or more"),
         ({"dataset": "cifar"}, "'cifar' is not a known data set"),
         ({"tags": []}, "no data tag was given"),

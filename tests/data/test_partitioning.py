@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flops.core.errors import InvalidInputError
-from flops.data import dirichlet, iid
+from flops.data import dirichlet, iid, shards
 from flops.data.partitioning import Indices
 
 SEEDS = st.integers(0, 2**63)
@@ -37,6 +37,35 @@ def test_dirichlet_gives_every_example_to_one_site_in_parts_of_equal_size(
     parts = dirichlet(labels, num_sites, alpha, seed)
     assert len(parts) == num_sites
     assert_is_partition(parts, len(labels))
+
+
+@given(st.data(), LABELS, SEEDS)
+def test_shards_give_every_example_to_one_site_in_parts_of_equal_size(
+    data: st.DataObject, labels: list[int], seed: int
+) -> None:
+    each = data.draw(st.integers(1, min(5, len(labels))))
+    num_sites = data.draw(st.integers(1, len(labels) // each))
+    parts = shards(labels, num_sites, each, seed)
+    assert sorted(np.concatenate(parts).tolist()) == list(range(len(labels)))
+    sizes = [len(part) for part in parts]
+    assert len(sizes) == num_sites
+    assert min(sizes) >= each
+    assert max(sizes) - min(sizes) <= each
+    # Sorted by label, there are C - 1 places where a label ends; no more than that can fall inside shards.
+    seen = [len(set(np.asarray(labels)[part])) for part in parts]
+    assert sum(seen) <= num_sites * each + len(set(labels)) - 1
+    if len(labels) // (num_sites * each) + 1 <= np.unique(labels, return_counts=True)[1].min():
+        assert max(seen) <= 2 * each
+    for one, other in zip(parts, shards(labels, num_sites, each, seed), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_two_shards_of_labels_that_fill_whole_shards_are_at_most_two_labels() -> None:
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(10), 6000))
+    parts = shards(labels, 100, 2, 0)
+    assert {len(part) for part in parts} == {600}
+    assert max(len(set(labels[part])) for part in parts) == 2
+    assert not np.array_equal(parts[0], shards(labels, 100, 2, 1)[0])
 
 
 @given(LABELS, ALPHAS, SEEDS)
@@ -96,5 +125,9 @@ def test_more_sites_than_examples_are_refused() -> None:
         iid(2, 3, 0)
     with pytest.raises(InvalidInputError, match=message):
         dirichlet([0, 1], 3, 1.0, 0)
+    with pytest.raises(InvalidInputError, match="2 examples cannot be cut into 4 shards"):
+        shards([0, 1], 2, 2, 0)
+    with pytest.raises(InvalidInputError, match="0 shards a site were asked for"):
+        shards([0, 1], 2, 0, 0)
     with pytest.raises(InvalidInputError, match="there is no site"):
         iid(2, 0, 0)

@@ -117,8 +117,11 @@ class MockRequest(_Request):
     tags: Annotated[list[str], Field(min_length=1, max_length=100)]
     sites: Annotated[int, Field(ge=1, le=10_000)] | Annotated[list[str], Field(min_length=1)] = 1
     """How many (they are called site-1, site-2, ...), or their names."""
-    partition: Literal["iid", "dirichlet"] = "iid"
+    partition: Literal["iid", "dirichlet", "shards"] = "iid"
     alpha: Annotated[float, Field(gt=0, le=1e6)] = 0.5
+    shards_per_site: Annotated[int, Field(ge=1, le=1000)] = 2
+    test_split: bool = False
+    """Spread the test examples too, under the tags TAG-test; both kinds then have a column ``split``."""
     seed: Annotated[int, Field(ge=0, le=2**32 - 1)] = 0
     num_examples: Annotated[int, Field(ge=1)] | None = None
 

@@ -9,7 +9,7 @@ import typer
 from flops.cli.output import JsonFlag, print_json, print_table, say, size
 
 _SITE_HELP = "The place whose data it is; each place is one learner."
-_ALPHA = 0.5
+_ALPHA, _SHARDS = 0.5, 2
 TagOptions = Annotated[list[str] | None, typer.Option("--tag", "-t", help="A data tag (repeatable).")]
 
 
@@ -87,11 +87,20 @@ def mock(
     sites: Annotated[int, typer.Option(min=1, help="Over how many places it is split.")] = 3,
     partition: Annotated[
         str | None,
-        typer.Option(metavar="iid|dirichlet", help="How it is split; dirichlet where --alpha is given."),
+        typer.Option(
+            metavar="iid|dirichlet|shards",
+            help="How it is split; dirichlet where --alpha is given, shards where --shards is.",
+        ),
     ] = None,
     alpha: Annotated[
         float | None, typer.Option(help="Dirichlet concentration: smaller is more uneven.")
     ] = None,
+    shards: Annotated[
+        int | None, typer.Option(min=1, help="Of the examples sorted by label, pieces for each place.")
+    ] = None,
+    test_split: Annotated[
+        bool, typer.Option("--test-split", help="Spread the test examples too, tagged TAG-test.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the split.")] = 0,
     num_examples: Annotated[
         int | None, typer.Option(min=1, help="Examples in all; everything if not given.")
@@ -105,8 +114,11 @@ def mock(
         "dataset": dataset,
         "tags": tag or [dataset],
         "sites": sites,
-        "partition": partition or ("iid" if alpha is None else "dirichlet"),
+        "partition": partition
+        or ("dirichlet" if alpha is not None else "shards" if shards is not None else "iid"),
         "alpha": _ALPHA if alpha is None else alpha,
+        "shards_per_site": _SHARDS if shards is None else shards,
+        "test_split": test_split,
         "seed": seed,
         "num_examples": num_examples,
     }

@@ -64,11 +64,23 @@ def run(
     ] = None,
     partition: Annotated[
         str | None,
-        typer.Option(metavar="iid|dirichlet", help="How --mock splits.", rich_help_panel=_DATA),
+        typer.Option(metavar="iid|dirichlet|shards", help="How --mock splits.", rich_help_panel=_DATA),
     ] = None,
     alpha: Annotated[
         float | None,
         typer.Option(help="Dirichlet concentration: smaller is more uneven.", rich_help_panel=_DATA),
+    ] = None,
+    shards: Annotated[
+        int | None,
+        typer.Option(help="Pieces of the examples sorted by label for each learner.", rich_help_panel=_DATA),
+    ] = None,
+    test_split: Annotated[
+        bool | None,
+        typer.Option(
+            "--test-split",
+            help="Give learners --mock's test examples too, for code that reads column 'split'.",
+            rich_help_panel=_DATA,
+        ),
     ] = None,
     learners: Annotated[
         int | None,
@@ -116,8 +128,8 @@ def run(
     from flops.cli.request import read_spec
     from flops.cli.session import finder, manager
 
-    if mock is None and spec is None and (partition is not None or alpha is not None):
-        raise typer.BadParameter("--partition and --alpha need --mock")
+    if mock is None and spec is None and {partition, alpha, shards, test_split} != {None}:
+        raise typer.BadParameter("--partition, --alpha, --shards and --test-split need --mock")
     wanted = read_spec(
         repo,
         spec,
@@ -128,6 +140,8 @@ def run(
             "data.mock.dataset": mock,
             "data.mock.partition": partition,
             "data.mock.alpha": alpha,
+            "data.mock.shards_per_learner": shards,
+            "data.mock.test_split": test_split,
             "data.mock.seed": seed if mock is not None else None,
             "training.learners": learners,
             "training.rounds": rounds,

@@ -268,6 +268,9 @@ class MockSpec(_Section):
     seed: Seed = 0
     num_examples: Annotated[int, Field(ge=1, le=10_000_000)] | None = None
     """Examples taken from the data set in all; None: all it has."""
+    test_split: bool = False
+    """Give the learners the data set's test examples too, in equal parts. The rows then have a column
+    ``split``, "train" or "test"; a repository that does not look at it would train on both."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -18,8 +18,8 @@ from flops.data.fragments import (
 )
 from flops.data.known import known_dataset
 from flops.data.listening import unix_location
-from flops.data.mocking import mock
-from flops.data.partitioning import Partition, dirichlet, iid
+from flops.data.mocking import mock, tags_of_test_split
+from flops.data.partitioning import Partition, dirichlet, iid, shards
 from flops.data.protocol import read_token
 from flops.data.tables import read_table
 
@@ -39,5 +39,7 @@ __all__ = [
     "mock",
     "read_table",
     "read_token",
+    "shards",
+    "tags_of_test_split",
     "unix_location",
 ]

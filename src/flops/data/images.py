@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+SPLIT = "split"
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
@@ -30,6 +31,16 @@ def image_table(images: npt.NDArray[np.uint8], labels: npt.ArrayLike, label_name
     encoded = pa.array(encode_png(images), pa.binary())
     column = pa.StructArray.from_arrays([encoded, pa.nulls(len(encoded), pa.string())], fields=list(IMAGE))
     return pa.table([column, pa.array(np.asarray(labels), pa.int64())], schema=schema)
+
+
+def with_split(table: pa.Table, split: str) -> pa.Table:
+    """The table with a column ``split`` of that one word, which its features name too."""
+    schema = table.schema.append(pa.field(SPLIT, pa.string()))
+    described = json.loads(table.schema.metadata[b"huggingface"])
+    described["info"]["features"][SPLIT] = {"dtype": "string", "_type": "Value"}
+    column = pa.array([split] * table.num_rows, pa.string())
+    schema = schema.with_metadata({**table.schema.metadata, b"huggingface": json.dumps(described)})
+    return pa.table([*table.columns, column], schema=schema)
 
 
 def encode_png(images: npt.NDArray[np.uint8]) -> list[bytes]:

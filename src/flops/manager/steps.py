@@ -148,13 +148,20 @@ def data(work: Work) -> dict[str, Any]:
             sites=[f"{work.project}-{number}" for number in range(1, (wanted or 1) + 1)],
             partition=mock.partition,
             alpha=mock.alpha,
+            shards_per_site=mock.shards_per_learner,
+            test_split=mock.test_split,
             seed=mock.seed,
             num_examples=mock.num_examples,
             progress=work.progress,
         )
     with _data_client(work.settings) as client:
         found = client.list(tags)
-    return {"tags": tags, "sites": choosing.sites(found, tags, wanted)}
+    sites = choosing.sites(found, tags, wanted)
+    if mock is not None and mock.test_split:
+        from flops.data import tags_of_test_split
+
+        tags += tags_of_test_split(tags)  # learners see them, but they are no examples to train on
+    return {"tags": tags, "sites": sites}
 
 
 def export_environment(work: Work) -> dict[str, Any]:
@@ -222,7 +229,9 @@ def data_drop(settings: Settings, arguments: Mapping[str, Any], progress: Progre
         if "id" in arguments:
             client.drop(arguments["id"])
         else:
-            client.drop(tags=[arguments["tag"]])
+            from flops.data import tags_of_test_split
+
+            client.drop(tags=[arguments["tag"], *tags_of_test_split([arguments["tag"]])])
     return {}
 
 
