@@ -21,10 +21,10 @@ def load_dataset() -> datasets.Dataset:
         LookupError: this learner has no matching data.
         ValueError: the matching fragments do not have the same columns.
     """
-    from flops_worker.door import door
+    from flops_worker.door import entrance
 
     # Before anything heavy is imported: the answer may be that there is nothing to load here.
-    files = door.request()
+    files = entrance.request()
     try:
         tables = [_map(fd) for fd in files]
     finally:

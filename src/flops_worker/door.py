@@ -1,7 +1,8 @@
 """The door to the data: how ``load_dataset()`` in user code reaches the learner's fragments.
 
-It is shut until the learner's data are asked for on purpose (`set_model_data`), because code that loads data
-while it is imported or constructed cannot run where there are none: at the contract check and at export.
+Every learner has its own. It is shut until the learner's data are asked for on purpose (`set_model_data`),
+because code that loads data while it is imported or constructed cannot run where there are none: at the
+contract check and at export.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _WHAT = {
 
 
 class Door:
-    """One process has one door, `door`; the session opens and shuts it."""
+    """The door of one learner; the session opens and shuts it."""
 
     def __init__(self) -> None:
         self._ask: Optional[Callable[[], List[int]]] = None
@@ -63,4 +64,15 @@ class Door:
         raise self.refusal
 
 
-door = Door()
+class Entrance:
+    """Where user code asks for data: it finds the door of the learner whose turn it is."""
+
+    def __init__(self) -> None:
+        self.door = Door()
+
+    def request(self) -> List[int]:
+        """See `Door.request`."""
+        return self.door.request()
+
+
+entrance = Entrance()

@@ -3,7 +3,8 @@
 Owns how that process is started, locked in, spoken to and ended. Promises: whatever user code does (raise,
 exit, crash, hang), the caller gets a `GuestError` and lives on; the process never outlives its parent, has no
 network where the platform can cut it (`Guest.isolation` says), and none of FLOps's environment variables.
-One thread at a time is served; `Guest.close` and `Guest.kill` may be called from any other.
+One process serves one learner, or many (`Guest.seat`), one request at a time; requests and `Guest.close` and
+`Guest.kill` may come from any thread.
 """
 
 from flops.guest.errors import GuestClosed, GuestDied, GuestError, GuestTimeout
@@ -11,6 +12,7 @@ from flops.guest.guest import Guest
 from flops.guest.process import Isolation
 from flops.guest.results import EvaluateResult, ExportResult, FitResult, Loaded
 from flops.guest.room import Room, guest_path
+from flops.guest.seat import Seat
 
 __all__ = [
     "EvaluateResult",
@@ -24,5 +26,6 @@ __all__ = [
     "Isolation",
     "Loaded",
     "Room",
+    "Seat",
     "guest_path",
 ]

@@ -21,8 +21,8 @@ class Loaded:
 class FitResult:
     """One local training.
 
-    ``update_fd`` is an open model file with the new parameters. It belongs to the guest and is written again
-    by the next fit; ``layout`` says what it holds, and may differ from the model that was given.
+    ``update_fd`` is an open model file with the new parameters. It belongs to the seat and is written again
+    by its next fit; ``layout`` says what it holds, and may differ from the model that was given.
     """
 
     num_examples: int
