@@ -143,7 +143,7 @@ class ClustersSpec(_Section):
                 f"training.clusters.count and size say nothing where training.clusters.by is '{self.by}' - "
                 "leave them out"
             )
-        if self.by != "distribution" and "epsilon" in self.model_fields_set:
+        if self.by != "distribution" and self.epsilon != type(self).model_fields["epsilon"].default:
             problems.append(
                 "training.clusters.epsilon is for training.clusters.by 'distribution' - leave it out"
             )
@@ -279,7 +279,8 @@ class MockSpec(_Section):
             self._derive(partition="dirichlet")
         elif "shards_per_learner" in given and "partition" not in given:
             self._derive(partition="shards")
-        if "shards_per_learner" in given and self.partition != "shards":
+        shards = type(self).model_fields["shards_per_learner"].default
+        if self.shards_per_learner != shards and self.partition != "shards":
             _refuse(
                 [
                     "data.mock.shards_per_learner says nothing about data.mock.partition "
