@@ -5,19 +5,52 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flops.core.errors import InvalidInputError
-from flops.data import Fragment, check_site, check_tags, fragment_id, read_token
+from flops.data import Fragment, check_labels, check_site, check_tags, fragment_id, read_token
 from flops.data.fragments import derived_id, no_match
 
 UNICODE = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=256)
 TAGS = st.frozensets(UNICODE, min_size=1, max_size=20)
 
 
-@given(TAGS, UNICODE.filter(lambda text: len(text) <= 100))
-def test_a_fragment_survives_its_json_whatever_its_tags(tags: frozenset[str], site: str) -> None:
+LABELS = st.dictionaries(st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z"), UNICODE, max_size=5)
+
+
+@given(TAGS, UNICODE.filter(lambda text: len(text) <= 100), LABELS)
+def test_a_fragment_survives_its_json_whatever_its_tags(
+    tags: frozenset[str], site: str, labels: dict[str, str]
+) -> None:
+    labels = {name: value[:200] for name, value in labels.items()}
     fragment = Fragment(
-        derived_id("0" * 64, tags, site), site, tags, 3, 9, {"x": "int64"}, True, 1.5, "0" * 64
+        derived_id("0" * 64, tags, site), site, tags, 3, 9, {"x": "int64"}, True, 1.5, "0" * 64, labels
     )
     assert Fragment.from_json(fragment.to_json()) == fragment
+
+
+def test_a_fragment_from_before_there_were_labels_has_none() -> None:
+    fragment = Fragment(
+        derived_id("0" * 64, ["t"], "s"), "s", frozenset({"t"}), 3, 9, {}, True, 1.5, "0" * 64, {"a": "b"}
+    )
+    old = {key: value for key, value in fragment.to_json().items() if key != "labels"}
+    assert Fragment.from_json(old).labels == {}
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        ({str(number): "x" for number in range(21)}, "21 labels were given - use at most 20"),
+        ({"a b": "x"}, "'a b' cannot be the name of a label"),
+        ({"": "x"}, "cannot be the name of a label"),
+        ({7: "x"}, "'7' cannot be the name of a label"),
+        ({"a": 7}, "a value of label a is a int - it must be text"),
+        ({"a": ""}, "the value of label a '' has 0 characters"),
+        ({"a": "x" * 201}, "has 201 characters - use 1 to 200"),
+        ([("a", "b")], "labels are names and values"),
+        ("a=b", "labels are names and values"),
+    ],
+)
+def test_labels_that_cannot_be_are_named(labels: object, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        check_labels(labels)
 
 
 @given(st.lists(UNICODE, min_size=1, max_size=5), st.lists(UNICODE, min_size=1, max_size=5))

@@ -216,6 +216,7 @@ def test_the_socket_is_private(data_server: RunningServer) -> None:
         b'{"tags": {"t": 1}, "site": ["s"]}',
         b'{"tags": ["t"], "site": ""}',
         b'{"tags": ["t"], "allow_metrics": "no"}',
+        b'{"tags": ["t"], "labels": ["no"]}',
         b'{"tags": ["' + b"a" * (2 << 20) + b'"]}',
     ],
     ids=lambda command: command[:30].decode(errors="replace"),

@@ -1,5 +1,6 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
@@ -26,7 +27,7 @@ def store(tmp_path: Path) -> Iterator[FragmentStore]:
     opened.close()
 
 
-def put(store: FragmentStore, table: pa.Table, *tags: str, site: str = "s", **more: bool) -> Fragment:
+def put(store: FragmentStore, table: pa.Table, *tags: str, site: str = "s", **more: Any) -> Fragment:
     def batches(writer: FragmentWriter) -> None:
         for batch in table.to_batches():
             writer.write(batch)
@@ -111,6 +112,17 @@ def test_the_last_put_decides_whether_metrics_may_be_shown(
     store.close()
     again = FragmentStore(tmp_path / "data")
     assert [fragment.allow_metrics for fragment in again.list()] == [False]
+    again.close()
+
+
+def test_the_last_put_decides_which_labels_a_fragment_has(
+    tmp_path: Path, store: FragmentStore, table: pa.Table
+) -> None:
+    first = put(store, table, labels={"region": "north"})
+    assert put(store, table, labels={"region": "south"}).id == first.id
+    store.close()
+    again = FragmentStore(tmp_path / "data")
+    assert [fragment.labels for fragment in again.list()] == [{"region": "south"}]
     again.close()
 
 

@@ -6,7 +6,7 @@ use and again after the server came back.
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import flight
 
 from flops.core.errors import FailedError, InvalidInputError
-from flops.data.fragments import DEFAULT_SITE, Fragment, check_site, check_tags, fragment_id
+from flops.data.fragments import DEFAULT_SITE, Fragment, check_labels, check_site, check_tags, fragment_id
 from flops.data.protocol import answered, encode, translated
 
 _BATCH_BYTES = 4 << 20
@@ -82,14 +82,17 @@ class DataClient:
         site: str = DEFAULT_SITE,
         *,
         allow_metrics: bool = False,
+        labels: Mapping[str, str] | None = None,
     ) -> Fragment:
         """Store a table (or what a reader yields, batch by batch) as one fragment.
 
         The same table under the same tags at the same site again gives the fragment that is already there;
-        ``allow_metrics`` is then as the last put said.
+        ``allow_metrics`` and ``labels`` are then as the last put said.
 
+        Args:
+            labels: what is known of the place, such as ``region: north``.
         Raises:
-            InvalidInputError: tags, site or table cannot be stored, or exceed the server's limits.
+            InvalidInputError: tags, site, labels or table cannot be stored, or exceed the server's limits.
             ConflictError: the transfer broke off.
         """
         command = encode(
@@ -97,6 +100,7 @@ class DataClient:
                 "tags": sorted(check_tags(tags)),
                 "site": check_site(site),
                 "allow_metrics": allow_metrics,
+                "labels": check_labels(labels or {}),
             }
         )
         batches = table
@@ -183,6 +187,21 @@ class DataClient:
         if identifier is not None:
             return self._fragments("drop", {"id": fragment_id(identifier)})
         return self._fragments("drop", {"tags": [*tags], "site": site})
+
+    def histogram(self, tags: Iterable[str], site: str, epsilon: float) -> dict[str, int]:
+        """How many examples of each class a site holds under any of the tags, with noise.
+
+        Differentially private: the data server adds the noise, see `flops.data.histograms`. The same question
+        again has the same answer.
+
+        Raises:
+            InvalidInputError: an epsilon out of bounds, or data without a ClassLabel column.
+            NotFoundError: no fragment matches.
+            ConflictError: the data's owner did not allow metrics, or their privacy budget is spent.
+        """
+        request = {"tags": sorted(check_tags(tags)), "site": check_site(site), "epsilon": epsilon}
+        (answer,) = self._action("histogram", request)
+        return {str(name): int(count) for name, count in answer["counts"].items()}
 
     def ping(self) -> Stored:
         """Whether the server answers, and how much it holds."""

@@ -19,8 +19,11 @@ DEFAULT_SITE = "local"
 MAX_TAGS = 100
 MAX_TAG_LENGTH = 256
 MAX_SITE_LENGTH = 100
+MAX_LABELS = 20
+MAX_LABEL_LENGTH = 200
 
 _FRAGMENT_ID = re.compile(r"f-[0-9a-f]{32}")
+_LABEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _SHOWN_TAGS = 5
 
 
@@ -29,7 +32,9 @@ class Fragment:
     """One stored table and what is known about it without reading it.
 
     ``columns`` maps column names to Arrow types in words. ``size_bytes`` is the size on disk.
-    ``allow_metrics``: the data owner allows that metrics of its learner are tracked and shown.
+    ``allow_metrics``: the data owner allows that metrics of its learner are tracked and shown, and that
+    noised histograms of its labels are given out. ``labels``: what is known of the place, ``region: north``;
+    a site has those of its fragments.
     """
 
     id: FragmentId
@@ -41,6 +46,7 @@ class Fragment:
     allow_metrics: bool
     created: float
     content_hash: str
+    labels: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def carries(self, tags: Iterable[str], site: str | None) -> bool:
         """Whether it lies at ``site`` (None: any) and has at least one of ``tags`` (none given: any)."""
@@ -58,6 +64,7 @@ class Fragment:
             "allow_metrics": self.allow_metrics,
             "created": self.created,
             "content_hash": self.content_hash,
+            "labels": dict(self.labels),
         }
 
     @classmethod
@@ -78,6 +85,7 @@ class Fragment:
                 allow_metrics=bool(value["allow_metrics"]),
                 created=float(value["created"]),
                 content_hash=str(value["content_hash"]),
+                labels=check_labels(value.get("labels", {})),  # fragments put before 2026-11 have none
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidInputError(
@@ -120,6 +128,28 @@ def check_tags(tags: object, *, required: bool = True) -> frozenset[str]:
     if len(listed) > MAX_TAGS:
         raise InvalidInputError(f"{len(listed)} data tags were given - use at most {MAX_TAGS}")
     return frozenset(_text(tag, "data tag", MAX_TAG_LENGTH) for tag in listed)
+
+
+def check_labels(labels: object) -> dict[str, str]:
+    """Check the labels of a fragment: at most 20, names as ``region`` or ``net.speed``, values any text.
+
+    Raises:
+        InvalidInputError: anything else.
+    """
+    if not isinstance(labels, Mapping):
+        raise InvalidInputError("labels are names and values - give them as in '--label region=north'")
+    if len(labels) > MAX_LABELS:
+        raise InvalidInputError(f"{len(labels)} labels were given - use at most {MAX_LABELS}")
+    for name in labels:
+        if not isinstance(name, str) or not _LABEL_NAME.fullmatch(name):
+            raise InvalidInputError(
+                f"{quoted([str(name)])} cannot be the name of a label - use 1 to 63 letters, digits, "
+                "'.', '_' and '-', a letter or digit first"
+            )
+    return {
+        name: _text(value, f"value of label {name}", MAX_LABEL_LENGTH)
+        for name, value in sorted(labels.items())
+    }
 
 
 def check_site(site: object) -> str:

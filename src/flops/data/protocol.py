@@ -1,12 +1,14 @@
 """What data server and client say to each other, over Arrow Flight.
 
 ==============  =====================================================================================
-do_put          descriptor command ``{"tags", "site", "allow_metrics"}``; then batches; then metadata
-                ``{"rows": n}`` as the last message: only that completes a put, because to the server
-                a client that was killed looks like one that is done. Answered by the fragment's JSON.
+do_put          descriptor command ``{"tags", "site", "allow_metrics", "labels"}``; then batches; then
+                metadata ``{"rows": n}`` as the last message: only that completes a put, because to the
+                server a client that was killed looks like one that is done. Answered by the fragment's
+                JSON.
 do_get          ticket ``{"id"}`` or ``{"tags", "site"}``
 action list     ``{"tags", "site"}``, one result per fragment
 action drop     ``{"id"}`` or ``{"tags", "site"}``, one result per dropped fragment
+histogram       action; ``{"tags", "site", "epsilon"}``, one result ``{"counts"}``
 action ping     ``{"fragments", "size_bytes"}``
 ==============  =====================================================================================
 

@@ -89,6 +89,24 @@ def shared(schemas: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
     return pa.schema(fields, metadata=metadata or None)
 
 
+def class_labels(schema: pa.Schema) -> tuple[str, list[str]] | None:
+    """The column of classes, by Hugging Face's ClassLabel feature, and the names of all classes.
+
+    With several such columns it is ``label``, or else the first. None: there is none.
+    """
+    found = {
+        name: feature["names"]
+        for name, feature in _features(schema).items()
+        if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        if name in schema.names and pa.types.is_integer(schema.field(name).type)
+        if isinstance(feature.get("names"), list)
+    }
+    if not found:
+        return None
+    column = "label" if "label" in found else next(name for name in schema.names if name in found)
+    return column, [str(name) for name in found[column]]
+
+
 def _differences(first_id: str, first: pa.Schema, other_id: str, other: pa.Schema) -> list[str]:
     problems = []
     mine = {field.name: field.type for field in first}

@@ -28,7 +28,8 @@ from flops.core.errors import (
     InvalidInputError,
     UnauthorizedError,
 )
-from flops.data.fragments import DEFAULT_SITE, check_site, check_tags
+from flops.data.fragments import DEFAULT_SITE, check_labels, check_site, check_tags
+from flops.data.histograms import DEFAULT_BUDGET, Histograms
 from flops.data.listening import TlsFiles, check_listen, prepare_socket
 from flops.data.protocol import as_flight_error, decode, encode, read_token
 from flops.data.store import FragmentStore
@@ -87,13 +88,21 @@ def _outward(error: Exception) -> Any:
 class DataServer(flight.FlightServerBase):  # type: ignore[misc]
     """One listening location of a store. It serves from its construction until `shutdown`."""
 
-    def __init__(self, store: FragmentStore, token: str, location: str, tls: TlsFiles | None = None) -> None:
+    def __init__(
+        self,
+        store: FragmentStore,
+        histograms: Histograms,
+        token: str,
+        location: str,
+        tls: TlsFiles | None = None,
+    ) -> None:
         """Begin to serve.
 
         Raises:
             ConflictError: it cannot listen there.
         """
         self._store = store
+        self._histograms = histograms
         try:
             super().__init__(
                 location,
@@ -114,7 +123,7 @@ class DataServer(flight.FlightServerBase):  # type: ignore[misc]
         reader: flight.MetadataRecordBatchReader,
         writer: flight.FlightMetadataWriter,
     ) -> None:
-        request = decode(descriptor.command or b"", frozenset({"tags", "site", "allow_metrics"}))
+        request = decode(descriptor.command or b"", frozenset({"tags", "site", "allow_metrics", "labels"}))
         allow_metrics = request.get("allow_metrics", False)
         if not isinstance(allow_metrics, bool):
             raise InvalidInputError("allow_metrics is not true or false - change the request")
@@ -124,6 +133,7 @@ class DataServer(flight.FlightServerBase):  # type: ignore[misc]
             tags=check_tags(request.get("tags")),
             site=check_site(request.get("site", DEFAULT_SITE)),
             allow_metrics=allow_metrics,
+            labels=check_labels(request.get("labels", {})),
         )
         writer.write(encode(fragment.to_json()))
 
@@ -144,8 +154,12 @@ class DataServer(flight.FlightServerBase):  # type: ignore[misc]
             fragments = self._store.list()
             size = sum(fragment.size_bytes for fragment in fragments)
             return [flight.Result(encode({"fragments": len(fragments), "size_bytes": size}))]
+        if action.type == "histogram":
+            question = decode(body, frozenset({"tags", "site", "epsilon"}))
+            counts = self._histograms.ask(question.get("tags"), question.get("site"), question.get("epsilon"))
+            return [flight.Result(encode({"counts": counts}))]
         if action.type not in ("list", "drop"):
-            raise InvalidInputError("this action is unknown - the actions are list, drop and ping")
+            raise InvalidInputError("this action is unknown - the actions are list, drop, histogram and ping")
         request = decode(body, frozenset({"id", "tags", "site"}))
         tags = check_tags(request.get("tags") or [], required=False)
         site = request.get("site")
@@ -160,6 +174,7 @@ class DataServer(flight.FlightServerBase):  # type: ignore[misc]
         return [
             ("list", "fragments by tags and site"),
             ("drop", "delete fragments by id, or by tags and site"),
+            ("histogram", "counts of a site's labels, with noise"),
             ("ping", "how much is stored"),
         ]
 
@@ -243,13 +258,14 @@ def _start(options: argparse.Namespace) -> tuple[FragmentStore, list[DataServer]
     network = check_listen(options.listen) if options.listen else None
     limits = Limits(max_fragment_bytes=options.max_fragment_bytes, reserve_bytes=options.reserve_bytes)
     store = FragmentStore(options.root, limits)
+    histograms = Histograms(store, options.root / "histograms.json", options.privacy_budget)
     servers: list[DataServer] = []
     locations: list[str] = []
     if unix:
-        servers.append(DataServer(store, token, unix))
+        servers.append(DataServer(store, histograms, token, unix))
         locations.append(unix)
     if network:
-        server = DataServer(store, token, options.listen, tls if encrypted else None)
+        server = DataServer(store, histograms, token, options.listen, tls if encrypted else None)
         servers.append(server)
         host = f"[{network[0]}]" if ":" in network[0] else network[0]
         locations.append(f"{'grpc+tls' if encrypted else 'grpc'}://{host}:{server.port}")
@@ -278,6 +294,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--ready-file", Path, help="written when the server listens, removed when it ends")
     add("--max-fragment-bytes", int, default=defaults.max_fragment_bytes, help="of decoded data")
     add("--reserve-bytes", int, default=defaults.reserve_bytes, help="disk space to leave free")
+    add(
+        "--privacy-budget",
+        float,
+        default=DEFAULT_BUDGET,
+        help="epsilon that all histograms of a fragment's labels may cost together",
+    )
     return parser
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from flops.core.errors import ConflictError, FailedError, InvalidInputError, Not
 from flops.data.fragments import (
     Fragment,
     FragmentId,
+    check_labels,
     check_site,
     check_tags,
     derived_id,
@@ -44,6 +45,10 @@ class _Entry:
     fragment: Fragment
     schema: pa.Schema
     batch_rows: int
+
+
+_Entries = list[_Entry]
+_Matching = list[tuple[Fragment, pa.Schema, Path]]
 
 
 class FragmentStore:
@@ -98,10 +103,11 @@ class FragmentStore:
         tags: Iterable[str],
         site: str,
         allow_metrics: bool = False,
+        labels: Mapping[str, str] | None = None,
     ) -> Fragment:
         """Store one table; the same table, tags and site again give the fragment that is already there.
 
-        ``allow_metrics`` is no part of a fragment's identity: the last put decides.
+        ``allow_metrics`` and ``labels`` are no part of a fragment's identity: the last put decides.
 
         Args:
             batches: writes every batch to the writer it is given; if it raises, nothing is stored.
@@ -109,7 +115,7 @@ class FragmentStore:
             InvalidInputError: tags, site or data that cannot be stored.
             UnavailableError: the disk is full.
         """
-        tags, site = check_tags(tags), check_site(site)
+        tags, site, labels = check_tags(tags), check_site(site), check_labels(labels or {})
         writer = FragmentWriter(self._incoming / f"{secrets.token_hex(16)}.parquet", schema, self._limits)
         try:
             batches(writer)
@@ -126,10 +132,11 @@ class FragmentStore:
                 allow_metrics=allow_metrics,
                 created=self._clock.now(),
                 content_hash=content_hash,
+                labels=labels,
             )
             with self._mutex:
                 known = self._index.get(fragment.id)
-            if known and known.fragment.allow_metrics == allow_metrics:
+            if known and _says_the_same(known.fragment, fragment):
                 return known.fragment
             writer.finish(fragment.to_json() | {"decoded_bytes": writer.decoded_bytes})
             return self._publish(writer, fragment)
@@ -180,19 +187,33 @@ class FragmentStore:
             InvalidInputError: the fragments' columns differ.
         """
         tags, site = check_tags(tags), check_site(site)
+        entries = self._matching(tags, site)
+        schema = shared([(entry.fragment.id, entry.schema) for entry in entries])
+        return schema, self._batches(entries, schema)
+
+    def matching(self, tags: Iterable[str], site: str) -> _Matching:
+        """The fragments that `read_matching` reads, with schema and file: for those who look at some columns.
+
+        Raises:
+            NotFoundError: no fragment matches.
+        """
+        return [
+            (entry.fragment, entry.schema, self._path(entry.fragment.id))
+            for entry in self._matching(check_tags(tags), check_site(site))
+        ]
+
+    def _matching(self, tags: frozenset[str], site: str) -> _Entries:
         with self._mutex:
             entries = [e for e in self._index.values() if e.fragment.carries(tags, site)]
         if not entries:
             raise NotFoundError(no_match(tags, site))
-        entries.sort(key=lambda entry: entry.fragment.id)
-        schema = shared([(entry.fragment.id, entry.schema) for entry in entries])
-        return schema, self._batches(entries, schema)
+        return sorted(entries, key=lambda entry: entry.fragment.id)
 
     def _publish(self, writer: FragmentWriter, fragment: Fragment) -> Fragment:
         size_bytes = writer.path.stat().st_size
         with self._mutex:
             known = self._index.get(fragment.id)
-            if known and known.fragment.allow_metrics == fragment.allow_metrics:
+            if known and _says_the_same(known.fragment, fragment):
                 return known.fragment  # another put of the same was faster
             writer.path.rename(self._path(fragment.id))
             _sync_folder(self._fragments)
@@ -242,6 +263,10 @@ def _read_entry(path: Path) -> _Entry | None:
         # Left where it is: it may be all that remains of somebody's data.
         _log.error("'%s' is not a readable fragment and is ignored: %s", path, error)
         return None
+
+
+def _says_the_same(one: Fragment, other: Fragment) -> bool:
+    return one.allow_metrics == other.allow_metrics and one.labels == other.labels
 
 
 def _entry(fragment: Fragment, schema: pa.Schema, decoded_bytes: int) -> _Entry:
