@@ -201,8 +201,34 @@ def test_the_manager_does_not_end_while_a_project_is_active(
     project = submit(client, repo=silent_server)["id"]
     answer = client.post("/v1/shutdown")
     assert answer.status_code == 409
-    assert answer.json()["detail"].startswith(f"1 project is not at the end ({project}) - stop")
+    assert answer.json()["detail"].startswith(f"1 project is not at the end ({project}) - pause or")
     assert client.post("/v1/shutdown", json={"force": True}).status_code == 202
     assert own_manager.reap() == 0
     assert still_running(own_manager.home) == []
     assert not (own_manager.home / "manager.json").exists()
+
+
+def test_a_paused_project_lets_the_manager_end_and_can_be_resumed_by_the_next(
+    own_manager: "ManagerProcess", silent_server: str, still_running: Callable[[Path], list[str]]
+) -> None:
+    client = own_manager.client()
+    project = submit(client, repo=silent_server)["id"]
+    assert client.post(f"/v1/projects/{project}/pause").json()["state"] in ("pausing", "paused")
+    assert stream(client, project)[-1]["data"] == {"state": "paused", "reason": "paused on request"}
+    assert client.post("/v1/shutdown").status_code == 202
+    assert own_manager.reap() == 0
+    assert still_running(own_manager.home) == []
+    own_manager.start()
+    client = own_manager.client()
+    assert state(client, project) == "paused"
+    assert client.post(f"/v1/projects/{project}/resume").json()["state"] == "preparing"
+    again = client.post(f"/v1/projects/{project}/resume")
+    assert (again.status_code, again.json()["code"]) == (409, "conflict")
+    client.post(f"/v1/projects/{project}/pause").raise_for_status()
+    assert stream(client, project)[-1]["data"]["state"] == "paused"
+    assert client.delete(f"/v1/projects/{project}").status_code == 409
+    client.post(f"/v1/projects/{project}/stop").raise_for_status()
+    assert stream(client, project)[-1]["data"]["state"] == "stopped"
+    assert client.delete(f"/v1/projects/{project}").status_code == 204
+    for action in ("pause", "resume"):
+        assert client.post(f"/v1/projects/{project}/{action}").status_code == 404

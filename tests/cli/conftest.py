@@ -159,6 +159,18 @@ class StandIn:
             self.emit("project.state", project, state="stopped", reason="a user asked for it")
             return self.projects[project]
 
+        @app.post("/v1/projects/{project}/pause")
+        def pause(project: str) -> Any:
+            if self.projects[project]["state"] == "finished":
+                return problem(409, "conflict", f"project {project} is finished - it cannot be paused")
+            self.emit("project.state", project, state="paused", reason="a user asked for it")
+            return self.projects[project]
+
+        @app.post("/v1/projects/{project}/resume")
+        def resume(project: str) -> Any:
+            self.emit("project.state", project, state="deploying", reason="resume was requested")
+            return self.projects[project]
+
         @app.delete("/v1/projects/{project}", status_code=204, response_model=None)
         def remove(project: str, force: bool = False) -> Any:
             if self.projects[project]["state"] == "training" and not force:
@@ -246,8 +258,8 @@ class StandIn:
                 for event in self.happened[project][after:]:
                     after = event["seq"]
                     yield f"id: {after}\nevent: {event['kind']}\ndata: {json.dumps(event)}\n\n"
-                    if event["data"].get("state") in ("finished", "failed", "stopped"):
-                        return
+                if self.projects[project]["state"] in ("finished", "failed", "stopped", "paused"):
+                    return
                 await changed.wait()
         finally:
             self._waiting.discard(entry)

@@ -81,6 +81,26 @@ def test_stop_waits_for_the_end_and_rm_removes(stand_in: "StandIn", flops: "Flop
     assert stand_in.projects == {}
 
 
+def test_pause_waits_for_it_and_resume_tells_how_to_watch(stand_in: "StandIn", flops: "Flops") -> None:
+    stand_in.add_project(state="training", rounds_done=1)
+    assert flops("pause", PROJECT).out == "p-7k2mqd  paused\n"
+    watched = flops("attach", PROJECT)
+    assert watched.code == 1
+    assert "paused" in watched.out
+    assert "after 1 of 2 rounds" in watched.out
+    assert "flops resume p-7k2mqd" in watched.out
+    assert flops("resume", PROJECT).out == "p-7k2mqd  deploying  watch it with 'flops attach p-7k2mqd'\n"
+    stand_in.emit("project.state", state="finished", reason=None)
+    watched = flops("attach", PROJECT)
+    assert watched.code == 0
+    assert [word for word in watched.out.split() if word in ("paused", "resumed", "finished")] == [
+        "paused",
+        "resumed",
+        "finished",
+    ]
+    assert flops("pause", PROJECT).err == "error: project p-7k2mqd is finished - it cannot be paused\n"
+
+
 # data
 
 

@@ -22,8 +22,7 @@ def test_the_same_seed_gives_the_same_model_to_the_bit(user: User, repository: R
             str(folder), "--tag", "e2e", "--rounds", "3", "--min-learners", "3", "--seed", seed
         )
         assert project["state"] == "finished", project["reason"]
-        model = user.home / "projects" / project["id"] / "state" / "model.safetensors"
-        digests.append(model.read_bytes())
+        digests.append(_model(user, project["id"]))
     assert digests[0] == digests[1]
     assert digests[0] != digests[2]
 
@@ -66,6 +65,61 @@ def test_a_stopped_project_leaves_no_process_behind_within_five_seconds(
         shown = user.flops("show", project, "--json").document
     assert not _processes_of(project)
     assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "7777"]]
+
+
+def test_a_training_that_was_paused_arrives_at_the_same_bits(user: User, repository: Repository) -> None:
+    folder = repository(header="import time\n", fit="time.sleep(0.3)")
+    options = ("--tag", "e2e", "--rounds", "20", "--min-learners", "3", "--seed", "3")
+    undisturbed = user.project(str(folder), *options)
+    assert undisturbed["state"] == "finished", undisturbed["reason"]
+    project = user.flops("run", str(folder), *options, "--detach", "--json").document["id"]
+    for rounds in (1, 6):
+        _wait_for_rounds(user, project, rounds)
+        paused = user.flops("pause", project, "--json")
+        assert [one["state"] for one in paused.document] == ["paused"], paused.stderr
+        assert not _processes_of(project)
+        again = user.flops("pause", project)
+        assert again.code == 0
+        resumed = user.flops("resume", project)
+        assert resumed.code == 0, resumed.stderr
+        refused = user.flops("resume", project)
+        assert refused.code == 1
+        assert "it goes on by itself" in refused.stderr
+    watched = user.flops("attach", project, "--json")
+    assert watched.code == 0, watched.stdout
+    assert watched.lines[-1]["state"] == "finished"
+    assert [data["round"] for data in user.events(project, "round.finished")] == list(range(1, 21))
+    assert _model(user, project) == _model(user, undisturbed["id"])
+    refused = user.flops("pause", project)
+    assert refused.code == 1
+    assert f"project {project} is finished" in refused.stderr
+
+
+def test_a_paused_project_outlives_its_manager_and_is_no_reason_to_keep_it(
+    user: User, repository: Repository
+) -> None:
+    folder = repository(header="import time\n", fit="time.sleep(0.3)")
+    submitted = user.flops("run", str(folder), "--tag", "e2e", "--rounds", "50", "--detach", "--json")
+    project = submitted.document["id"]
+    assert user.flops("pause", project).code == 0  # while it prepares
+    down = user.flops("down")
+    assert down.code == 0, down.stderr
+    assert user.flops("show", project, "--json").document["state"] == "paused"
+    assert user.flops("resume", project).code == 0
+    _wait_for_rounds(user, project, 1)
+    assert user.flops("pause", project).code == 0
+    assert user.flops("stop", project, "--json").document[0]["state"] == "stopped"
+    assert user.flops("rm", project).code == 0
+
+
+def _wait_for_rounds(user: User, project: str, rounds: int) -> None:
+    deadline = time.monotonic() + 90
+    while len(user.events(project, "round.finished")) < rounds:
+        assert time.monotonic() < deadline, user.flops("events", project).stdout
+
+
+def _model(user: User, project: str) -> bytes:
+    return bytes((user.home / "projects" / project / "state" / "model.safetensors").read_bytes())
 
 
 def test_a_thesis_sla_runs_as_it_is(user: User, repository: Repository, tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PROJECT = ProjectId("p-7k2mqd")
 AGGREGATOR = ServiceName(f"{PROJECT}-aggregator")
+AGENT = ServiceName(f"{PROJECT}-agent-1")
 SPEC = spec_from_mapping({"repo": "/somewhere/mnist", "training": {"rounds": 2, "learners": 2}})
 
 
@@ -297,6 +298,68 @@ def test_a_stop_while_training_leaves_no_service(make_world: Callable[..., World
     world.advance()
     assert world.state() is State.STOPPED
     assert [status.reason for status in world.orchestrator.list(PROJECT)] == ["stopped"] * 3
+
+
+def test_a_paused_training_goes_on_with_all_its_services(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.advance()
+    world.store.accept_reports(
+        PROJECT, "aggregator", [Report(1, 1.0, EventKind.LEARNER_CONNECTED, {"learner": "learner-1"})]
+    )
+    world.store.end_service(PROJECT, AGENT, "learner-1 ended (exit code 1)", warn=True)
+    world.store.observe(PROJECT, Observation(pause_requested=True), "pause was requested")
+    world.cancellation.cancel()
+    world.advance()
+    assert world.state() is State.PAUSED
+    assert not any(status.live for status in world.orchestrator.list(PROJECT))
+    assert world.store.unsettled() == []
+    world.store.observe(PROJECT, Observation(resume_requested=True, prepared=True), "resume was requested")
+    assert world.store.unsettled() == [PROJECT]
+    world.kill_and_start_again()
+    world.advance()
+    assert world.state() is State.TRAINING
+    assert set(world.orchestrator.starts.values()) == {2}
+    assert [learner.state for learner in world.store.learners(PROJECT)] == ["waiting", "waiting"]
+    assert [service.over for service in world.store.services(PROJECT)] == [None] * 3
+
+
+def test_a_pause_while_preparing_gives_up_the_step_and_does_it_again(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    while world.store.steps(PROJECT).keys() != {"fetch", "check-contract"}:
+        world.lifecycle.advance()
+    world.store.observe(PROJECT, Observation(pause_requested=True), "pause was requested")
+    world.cancellation.cancel()
+    world.advance()
+    assert world.state() is State.PAUSED
+    world.kill_and_start_again()
+    world.advance()
+    assert world.state() is State.PAUSED
+    world.store.observe(PROJECT, Observation(resume_requested=True), "resume was requested")
+    world.kill_and_start_again()
+    world.play()
+    assert world.state() is State.FINISHED
+    assert [step for kind, step in world.history() if kind == "step.finished"][:3] == [
+        "fetch",
+        "check-contract",
+        "lock",
+    ]
+
+
+def test_a_training_that_ended_while_it_was_being_paused_needs_no_service_again(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.advance()
+    world.store.observe(PROJECT, Observation(pause_requested=True), "pause was requested")
+    world.train()
+    world.advance()
+    world.store.observe(PROJECT, Observation(resume_requested=True, prepared=True), "resume was requested")
+    world.kill_and_start_again()
+    world.play()
+    assert world.state() is State.FINISHED
+    assert set(world.orchestrator.starts.values()) == {1}
 
 
 def test_an_aggregator_that_dies_is_started_again_and_then_given_up(

@@ -1,9 +1,9 @@
-from dataclasses import fields
+from dataclasses import fields, replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flops.manager.states import TERMINAL, Observation, State, next_state
+from flops.manager.states import PAUSABLE, TERMINAL, Observation, State, next_state
 
 observations = st.builds(Observation, **{field.name: st.booleans() for field in fields(Observation)})
 
@@ -22,8 +22,14 @@ def test_every_state_follows_the_drawn_arrows_only(state: State, seen: Observati
     allowed = {state, State.FAILED, State.STOPPING} if state not in TERMINAL else {state}
     if state in way[:-1]:
         allowed.add(way[way.index(state) + 1])
+    if state in PAUSABLE:
+        allowed.add(State.PAUSING)
     if state is State.STOPPING:
         allowed = {state, State.STOPPED}
+    if state is State.PAUSING:
+        allowed = {state, State.PAUSED, State.STOPPING}
+    if state is State.PAUSED:
+        allowed = {state, State.PREPARING, State.DEPLOYING, State.STOPPING}
     assert next_state(state, seen) in allowed
 
 
@@ -33,6 +39,18 @@ def test_a_stop_ends_in_stopped_whatever_else_is_seen(state: State, seen: list[O
     for observation in seen:
         state = next_state(state, observation)
     assert next_state(state, Observation(services_gone=True)) is State.STOPPED
+
+
+@given(st.sampled_from(sorted(PAUSABLE)), st.lists(observations))
+def test_a_pause_neither_fails_nor_goes_on_until_it_is_resumed(state: State, seen: list[Observation]) -> None:
+    state = next_state(state, Observation(pause_requested=True))
+    for observation in seen:
+        state = next_state(state, replace(observation, stop_requested=False, resume_requested=False))
+    assert state in (State.PAUSING, State.PAUSED)
+    paused = next_state(state, Observation(services_gone=True))
+    assert paused is State.PAUSED
+    assert next_state(paused, Observation(resume_requested=True)) is State.PREPARING
+    assert next_state(paused, Observation(resume_requested=True, prepared=True)) is State.DEPLOYING
 
 
 def test_a_project_that_only_goes_well_passes_every_state() -> None:

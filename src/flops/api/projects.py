@@ -44,6 +44,24 @@ def project_routes(manager: Manager) -> APIRouter:
     def stop_project(project: str) -> Any:
         return manager.stop(project_id(project))
 
+    @routes.post(
+        "/{project}/pause",
+        response_model=schemas.ProjectView,
+        responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+        summary="Pause a project; it is 'paused' within seconds, and keeps what it has reached",
+    )
+    def pause_project(project: str) -> Any:
+        return manager.pause(project_id(project))
+
+    @routes.post(
+        "/{project}/resume",
+        response_model=schemas.ProjectView,
+        responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+        summary="Let a paused project go on",
+    )
+    def resume_project(project: str) -> Any:
+        return manager.resume(project_id(project))
+
     @routes.delete(
         "/{project}",
         status_code=HTTPStatus.NO_CONTENT,
@@ -76,7 +94,7 @@ def project_routes(manager: Manager) -> APIRouter:
             if not last_event_id.isdecimal():
                 raise InvalidInputError(f"Last-Event-ID '{last_event_id[:40]}' is not an event's number")
             after = int(last_event_id)
-        manager.is_over(checked)  # an unknown project is an error, not an empty stream
+        manager.is_resting(checked)  # an unknown project is an error, not an empty stream
         return StreamingResponse(
             follow(manager, checked, after),
             media_type="text/event-stream",

@@ -6,9 +6,9 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 
 from flops.core.errors import NotFoundError
-from flops.core.events import Event, EventKind
+from flops.core.events import Event
 from flops.core.ids import ProjectId
-from flops.manager import TERMINAL, Manager
+from flops.manager import Manager
 
 HEARTBEAT_S = 10.0
 _BATCH = 500
@@ -17,7 +17,7 @@ _BATCH = 500
 async def follow(
     manager: Manager, project: ProjectId, after: int, heartbeat_s: float = HEARTBEAT_S
 ) -> AsyncIterator[str]:
-    """Every event behind number ``after``; ends with the project's terminal state, or with the manager."""
+    """Every event behind number ``after``; ends when the project rests, or with the manager."""
     loop = asyncio.get_running_loop()
     changed = asyncio.Event()
 
@@ -30,19 +30,18 @@ async def follow(
         while True:
             changed.clear()
             try:
-                over = await asyncio.to_thread(manager.is_over, project)
+                # Asked first: what follows from it is among the events below.
+                resting = await asyncio.to_thread(manager.is_resting, project)
                 events = await asyncio.to_thread(manager.events, project, after, _BATCH)
             except NotFoundError:  # removed meanwhile
                 return
             for event in events:
                 after = event.seq
                 yield _message(event)
-                if _is_terminal(event):
-                    return
-            if manager.broadcast.closed or (over and not events):
-                return
             if len(events) == _BATCH:
                 continue
+            if manager.broadcast.closed or resting:
+                return
             try:
                 await asyncio.wait_for(changed.wait(), heartbeat_s)
             except TimeoutError:
@@ -54,7 +53,3 @@ async def follow(
 def _message(event: Event) -> str:
     data = json.dumps(event.to_json(), separators=(",", ":"))
     return f"id: {event.seq}\nevent: {event.kind}\ndata: {data}\n\n"
-
-
-def _is_terminal(event: Event) -> bool:
-    return event.kind is EventKind.PROJECT_STATE and event.data.get("state") in TERMINAL

@@ -87,6 +87,12 @@ class ManagerClient:
     def stop(self, project: str) -> None:
         self._call("POST", _path("projects", project, "stop"))
 
+    def pause(self, project: str) -> None:
+        self._call("POST", _path("projects", project, "pause"))
+
+    def resume(self, project: str) -> dict[str, Any]:
+        return self._object("POST", _path("projects", project, "resume"))
+
     def remove(self, project: str, *, force: bool) -> None:
         self._call("DELETE", _path("projects", project), params={"force": force})
 

@@ -13,6 +13,9 @@ from flops.core.events import EventKind
 TERMINAL = frozenset({"finished", "failed", "stopped"})
 """States after which nothing happens any more."""
 
+RESTING = TERMINAL | {"paused"}
+"""States in which nothing happens until somebody asks for it."""
+
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
 
 
@@ -31,8 +34,9 @@ class ProjectEvent:
         return cls(value["seq"], value["time"], value["kind"], value["data"], value)
 
     @property
-    def terminal(self) -> bool:
-        return self.kind == EventKind.PROJECT_STATE and self.data.get("state") in TERMINAL
+    def state(self) -> str | None:
+        """The project's state from now on; None: the event changes none."""
+        return str(self.data.get("state")) if self.kind == EventKind.PROJECT_STATE else None
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,10 @@ def follow(
     patience_s: float = 600.0,
     pause: Callable[[float], None] = time.sleep,
 ) -> Iterator[ProjectEvent | Away | Back]:
-    """Every event after ``after``, each once and in order, until the project's end.
+    """Every event after ``after``, each once and in order, until the project rests.
+
+    A project may have rested and gone on before: only the manager knows which end is the last one so far,
+    and ends the stream there.
 
     Args:
         find: the manager, or None while there is none; asked again whenever the stream breaks.
@@ -65,6 +72,7 @@ def follow(
         NotFoundError: there is no such project.
     """
     seen = after
+    state: str | None = None
     away_since: float | None = None
     pause_s = _FIRST_PAUSE_S
     while True:
@@ -77,12 +85,15 @@ def follow(
                         away_since = None
                         yield Back()
                     pause_s = _FIRST_PAUSE_S
+                    before = seen
                     for event in read_stream(lines):
                         if event.seq > seen:
-                            seen = event.seq
+                            seen, state = event.seq, event.state or state
                             yield event
-                        if event.terminal:
-                            return
+                    if seen == before:  # all was told before
+                        state = str(client.project(project)["state"])
+                    if state in RESTING:
+                        return
                 # A manager that shuts down closes its streams first: look again before calling it away.
                 pause(pause_s)
                 continue

@@ -26,6 +26,7 @@ class Lines:
         self._progress = progress
         self._verbose = verbose
         self._rounds_headed = False
+        self._paused = False
 
     def heading(self, project: Mapping[str, Any]) -> Iterator[Text]:
         text = Text(f"{project['id']}", style="bold cyan")
@@ -38,6 +39,12 @@ class Lines:
     def lines(self, event: ProjectEvent) -> Iterator[Text]:
         data = event.data
         match event.kind:
+            case EventKind.PROJECT_STATE:
+                if self._paused and event.state in ("preparing", "deploying"):
+                    yield Text("  resumed", "yellow")
+                self._paused = event.state == "paused"
+                if self._paused:
+                    yield Text("  paused", "yellow")
             case EventKind.STEP_FINISHED:
                 yield self._step(data)
             case EventKind.STEP_PROGRESS if self._verbose:
@@ -107,6 +114,13 @@ def result(project: Mapping[str, Any], progress: Progress) -> Iterator[Text]:
     if state != "finished":
         text = Text(state, style="bold red" if state == "failed" else "bold yellow")
         text.append(took, style="default")
+        if state == "paused":
+            text.append(f" after {project['rounds_done']} of {project['rounds_total']} rounds", "default")
+            yield text
+            yield from _next(
+                ((f"flops resume {name}", "go on from there"), (f"flops stop {name}", "end it instead"))
+            )
+            return
         if project.get("reason"):
             text.append(f": {clean(project['reason'])}", style="default")
         yield text

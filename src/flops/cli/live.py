@@ -1,4 +1,4 @@
-"""Watching a project until its end: lines that stay, and below them on a terminal what happens now."""
+"""Watching a project until it rests: lines that stay, and below them on a terminal what happens now."""
 
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -26,6 +26,7 @@ _WORDS = {
     "training": "training",
     "packaging": "packaging the model",
     "stopping": "stopping",
+    "pausing": "pausing",
 }
 _REDRAWS_PER_SECOND = 8
 
@@ -91,10 +92,10 @@ def watch(
     as_json: bool,
     after: int = 0,
 ) -> int:
-    """Show a project until it ends, or until Ctrl-C, which leaves the project alone.
+    """Show a project until it ends or is paused, or until Ctrl-C, which leaves the project alone.
 
     Returns:
-        The exit code: 0 if the project finished or was left running, 1 if it failed or was stopped.
+        The exit code: 0 if the project finished or was left running, 1 if it failed, was stopped or paused.
     """
     name = str(project["id"])
     try:

@@ -93,6 +93,8 @@ _STATE_STYLES = {
     "failed": "bold red",
     "stopped": "yellow",
     "stopping": "yellow",
+    "pausing": "yellow",
+    "paused": "yellow",
     "training": "cyan",
 }
 

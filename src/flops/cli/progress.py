@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flops.cli.follow import ProjectEvent
+from flops.cli.follow import RESTING, ProjectEvent
 from flops.core.events import EventKind
 
 
@@ -67,8 +67,13 @@ class Progress:
         match event.kind:
             case EventKind.PROJECT_STATE:
                 self.state, self.reason = str(data.get("state")), data.get("reason")
-                if event.terminal:
-                    self.ended = event.time
+                self.ended = event.time if self.state in RESTING else None
+                if self.state in RESTING:
+                    self.running.clear()
+                elif self.state == "deploying":  # of a project that was paused, too
+                    self.connected.clear()
+                    self.waiting_for = self.round_started = None
+                    self.training_over = False
             case EventKind.STEP_STARTED:
                 self.running[str(data["step"])] = Step(str(data["step"]), event.time)
             case EventKind.STEP_PROGRESS:

@@ -1,6 +1,7 @@
-"""Looking at projects, and ending them: ls, show, logs, events, stop, rm."""
+"""Looking at projects, pausing and ending them: ls, show, logs, events, pause, resume, stop, rm."""
 
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -35,6 +36,8 @@ def register(app: typer.Typer) -> None:
         ("show", show),
         ("logs", logs),
         ("events", events),
+        ("pause", pause),
+        ("resume", resume),
         ("stop", stop),
         ("rm", remove),
     ):
@@ -227,20 +230,44 @@ def stop(projects: ProjectArguments, as_json: JsonFlag = False) -> None:
     with manager() as client:
         for project in projects:
             client.stop(project)
-        ended = [_wait_for_end(client, project) for project in projects]
+        ended = [_wait_while(client, project, "stopping") for project in projects]
+    _print_states(ended, as_json=as_json)
+
+
+def pause(projects: ProjectArguments, as_json: JsonFlag = False) -> None:
+    """Pause projects; 'flops resume' lets them go on after their last finished round."""
+    from flops.cli.session import manager
+
+    with manager() as client:
+        for project in projects:
+            client.pause(project)
+        paused = [_wait_while(client, project, "pausing") for project in projects]
+    _print_states(paused, as_json=as_json)
+
+
+def resume(projects: ProjectArguments, as_json: JsonFlag = False) -> None:
+    """Let paused projects go on."""
+    from flops.cli.session import manager
+
+    with manager() as client:
+        resumed = [client.resume(project) for project in projects]
+    _print_states(resumed, as_json=as_json, advice="watch it with 'flops attach {}'")
+
+
+def _print_states(projects: Sequence[dict[str, Any]], *, as_json: bool, advice: str = "") -> None:
     if as_json:
-        print_json(ended)
+        print_json(projects)
         return
-    for found in ended:
-        say((found["id"], "bold cyan"), "  ", (found["state"], "yellow"))
+    for found in projects:
+        more = f"  {advice.format(found['id'])}" if advice else ""
+        say((found["id"], "bold cyan"), "  ", (found["state"], "yellow"), more)
 
 
-def _wait_for_end(client: "ManagerClient", project: str) -> dict[str, Any]:
-    from flops.cli.follow import TERMINAL
+def _wait_while(client: "ManagerClient", project: str, state: str) -> dict[str, Any]:
     from flops.core.errors import UnavailableError
 
     deadline = time.monotonic() + _STOP_DEADLINE_S
-    while (found := client.project(project))["state"] not in TERMINAL:
+    while (found := client.project(project))["state"] == state:
         if time.monotonic() > deadline:
             raise UnavailableError(
                 f"project {project} is still {found['state']} after {_STOP_DEADLINE_S:.0f} s - "

@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from flops.manager.home import Home, claim_home
     from flops.manager.manager import Manager
     from flops.manager.reports import MAX_REPORTS, Report, parse_report
-    from flops.manager.states import TERMINAL, State
+    from flops.manager.states import RESTING, TERMINAL, State
 
 __all__ = [
     "MAX_REPORTS",
+    "RESTING",
     "TERMINAL",
     "Home",
     "Manager",
@@ -34,6 +35,7 @@ _HOMES = {
     "MAX_REPORTS": "reports",
     "Report": "reports",
     "parse_report": "reports",
+    "RESTING": "states",
     "TERMINAL": "states",
     "State": "states",
 }

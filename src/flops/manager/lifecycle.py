@@ -14,7 +14,7 @@ from typing import Any
 from flops.core.clock import Clock
 from flops.core.errors import NotFoundError
 from flops.core.events import EventKind
-from flops.core.ids import ProjectId
+from flops.core.ids import ProjectId, ServiceName
 from flops.core.settings import Settings
 from flops.core.spec import ProjectSpec, spec_from_mapping
 from flops.manager import deployment
@@ -24,7 +24,7 @@ from flops.manager.rows import Project
 from flops.manager.states import PREPARING_STEPS, Observation, State
 from flops.manager.step_process import StepRunner
 from flops.manager.store import Store
-from flops.manager.supervision import Verdict, judge
+from flops.manager.supervision import Action, Verdict, judge
 from flops.manager.tracker import Tracker
 from flops.orchestration import Orchestrator
 
@@ -54,7 +54,7 @@ class Lifecycle:
 
     Args:
         cancellation: set when the project is to be stopped, or the manager ends: a running step is given up.
-        wake: makes somebody call `advance` again; from any thread.
+        wake: makes somebody call `advance` again, so many seconds from now; from any thread.
     """
 
     def __init__(
@@ -62,13 +62,14 @@ class Lifecycle:
         surroundings: Surroundings,
         project: ProjectId,
         cancellation: Cancellation,
-        wake: Callable[[], None],
+        wake: Callable[[float], None],
     ) -> None:
         self._all = surroundings
         self._store = surroundings.store
         self._project = project
         self._cancellation = cancellation
         self._steps: StepRunner | None = None
+        self._restart_at: dict[ServiceName, float] = {}
         self._packaging = Packaging(
             surroundings.settings,
             surroundings.store,
@@ -77,8 +78,9 @@ class Lifecycle:
             project,
             cancellation,
             surroundings.step_runner,
-            wake,
+            lambda: wake(0.0),
         )
+        self._wake = wake
         self.settled = False
 
     def advance(self) -> bool:
@@ -103,6 +105,14 @@ class Lifecycle:
             case State.STOPPING:
                 self._stop_services()
                 return self._observe(Observation(services_gone=True), "stopped on request")
+            case State.PAUSING:
+                # Aggregators first: none may take the end of its learners for a failure.
+                self._stop_services(deployment.AGGREGATOR)
+                self._stop_services()
+                return self._observe(Observation(services_gone=True), "paused on request")
+            case State.PAUSED:
+                self.settled = True
+                return False
             case _:
                 return self._clean_up(project)
 
@@ -169,11 +179,12 @@ class Lifecycle:
         deployment.write_configurations(self._all.settings, project.id, spec, learners, results)
         self._all.support()
         self._all.tracker.begin(project, spec, results)
-        known = {status.name for status in self._all.orchestrator.list(project.id)}
-        for service in self._store.services(project.id):
+        live = {status.name for status in self._all.orchestrator.list(project.id) if status.live}
+        # A training that ended while its pause was asked for needs nobody any more.
+        wanted = self._store.services(project.id) if project.training is None else []
+        for service in wanted:
             self._cancellation.check()
-            # What ended already is supervision's business, which counts.
-            if service.name not in known:
+            if service.name not in live:
                 self._all.orchestrator.deploy(
                     deployment.service_spec(self._all.settings, project.id, service)
                 )
@@ -194,16 +205,29 @@ class Lifecycle:
             return self._observe(Observation(failed=True), reason)
         for action in judge(project.id, self._store.services(project.id), statuses, self._last_line):
             match action.verdict:
-                case Verdict.RESTART:
-                    self._store.count_restart(project.id, action.service.name, action.reason)
-                    self._all.orchestrator.deploy(
-                        deployment.service_spec(self._all.settings, project.id, action.service)
-                    )
+                case Verdict.RESTART | Verdict.WAIT:
+                    self._restart(project, action)
                 case Verdict.OVER:
                     self._store.end_service(project.id, action.service.name, action.reason, warn=True)
                 case Verdict.FAIL:
                     return self._observe(Observation(failed=True), action.reason)
         return False
+
+    def _restart(self, project: Project, action: Action) -> None:
+        """Start a service once more, after the pause that it has earned."""
+        name, now = action.service.name, self._all.clock.monotonic()
+        if action.verdict is Verdict.WAIT and name not in self._restart_at:
+            self._store.add_event(project.id, EventKind.WARNING, {"message": action.reason})
+        due = self._restart_at.setdefault(name, now + action.pause_s)
+        if now < due:
+            self._wake(due - now)
+            return
+        if action.verdict is Verdict.RESTART:
+            del self._restart_at[name]
+            self._store.count_restart(project.id, name, action.reason)
+        else:
+            self._restart_at[name] = now + action.pause_s
+        self._all.orchestrator.deploy(deployment.service_spec(self._all.settings, project.id, action.service))
 
     def _last_line(self, name: Any) -> str:
         lines = [line.strip() for line in self._all.orchestrator.logs(name, 4096).splitlines()]
@@ -241,11 +265,11 @@ class Lifecycle:
         self._all.tracker.ship(project.id)
         self._all.tracker.end(project)
 
-    def _stop_services(self) -> None:
+    def _stop_services(self, role: str | None = None) -> None:
         live = [
             status.name
             for status in self._all.orchestrator.list(self._project)
-            if status.state in ("pending", "running")
+            if status.live and role in (None, status.role)
         ]
         if live:
             self._all.orchestrator.stop_many(live, STOP_GRACE_S)

@@ -35,7 +35,7 @@ from flops.manager.lifecycle import Surroundings, remove_services
 from flops.manager.paths import ProjectPaths
 from flops.manager.reconciler import SOON_S, Reconciler
 from flops.manager.reports import Report
-from flops.manager.states import REGISTER, TERMINAL, Observation, State
+from flops.manager.states import PAUSABLE, PREPARING_STEPS, REGISTER, Observation, State
 from flops.manager.step_process import StepProcess, StepRunner
 from flops.manager.store import Store
 from flops.manager.support import Support
@@ -169,6 +169,41 @@ class Manager:
             raise ConflictError(f"project {project} is {before.state} - there is nothing to stop")
         self._store.observe(project, Observation(stop_requested=True), "stop was requested")
         self._reconciler.cancel(project)
+        self._reconciler.take(project)
+        return self.project(project)
+
+    def pause(self, project: ProjectId) -> dict[str, Any]:
+        """Pause a project; it is `pausing` when this returns, and `paused` soon after. Nothing is lost but
+        the step or the round that is under way, which `resume` begins again.
+
+        Raises:
+            ConflictError: it has trained already, or is at its end.
+        """
+        state = self._store.observe(project, Observation(pause_requested=True), "pause was requested")
+        if state not in (State.PAUSING, State.PAUSED):
+            raise ConflictError(
+                f"project {project} is {state} - only a project that prepares or trains can be paused"
+            )
+        self._reconciler.cancel(project)
+        return self.project(project)
+
+    def resume(self, project: ProjectId) -> dict[str, Any]:
+        """Let a paused project go on after its last finished step or round.
+
+        Raises:
+            ConflictError: it is not paused.
+        """
+        before = self._store.project(project)
+        if before.state is not State.PAUSED:
+            advice = "try again when it is paused" if before.state is State.PAUSING else "nothing to resume"
+            if before.state in PAUSABLE:
+                advice = f"it goes on by itself, watch it with 'flops attach {project}'"
+            raise ConflictError(f"project {project} is {before.state} - {advice}")
+        prepared = all(step in self._store.steps(project) for step in PREPARING_STEPS)
+        self._store.observe(
+            project, Observation(resume_requested=True, prepared=prepared), "resume was requested"
+        )
+        self._reconciler.take(project)
         return self.project(project)
 
     def remove(self, project: ProjectId, *, force: bool = False) -> None:
@@ -201,13 +236,13 @@ class Manager:
         """Raises: NotFoundError: there is no such project."""
         return self._store.events(project, after, limit)
 
-    def is_over(self, project: ProjectId) -> bool:
-        """Whether the project is at its end.
+    def is_resting(self, project: ProjectId) -> bool:
+        """Whether nothing happens to the project any more by itself: it is at its end, or paused.
 
         Raises:
             NotFoundError: there is no such project.
         """
-        return self._store.project(project).terminal
+        return self._store.project(project).resting
 
     def logs(self, project: ProjectId, service: str | None = None, tail_lines: int = 200) -> dict[str, str]:
         """The last lines of the project's services, by name; what a learner's code printed is under its id.
@@ -308,16 +343,16 @@ class Manager:
         """Stop the manager's own services; nothing of this FLOPS_HOME runs afterwards but the manager.
 
         Args:
-            force: stop projects that are not at their end, instead of refusing.
+            force: stop projects that are not at rest, instead of refusing.
         Raises:
-            ConflictError: projects are not at their end.
+            ConflictError: projects are not at rest.
         """
-        active = [row for row in self._store.projects() if row.state not in TERMINAL]
+        active = [row for row in self._store.projects() if not row.resting]
         if active and not force:
             names = ", ".join(row.id for row in active[:5])
             raise ConflictError(
                 f"{len(active)} project{'s are' if len(active) > 1 else ' is'} not at the end ({names}) - "
-                "stop with 'flops stop ID' first, or use --force"
+                "pause or stop with 'flops pause ID' or 'flops stop ID' first, or use --force"
             )
         for row in active:
             self.stop(row.id)
@@ -326,8 +361,8 @@ class Manager:
         self._support.stop()
 
     def active(self) -> bool:
-        """Whether a project is not at its end."""
-        return any(row.state not in TERMINAL for row in self._store.projects())
+        """Whether a project is neither at its end nor paused."""
+        return any(not row.resting for row in self._store.projects())
 
     def _step_process(self, project: ProjectId) -> StepRunner:
         return StepProcess(ProjectPaths.of(self.settings, project).logs / "preparation.log")

@@ -64,7 +64,7 @@ class Reconciler:
             task.wake()
 
     def wait_settled(self, project: ProjectId, timeout_s: float) -> bool:
-        """Wait until the project is at its end and cleaned up; False at the deadline."""
+        """Wait until the project is at rest, and cleaned up where it is at its end; False at the deadline."""
         with self._lock:
             task = self._tasks.get(project)
         return task is None or task.join(timeout_s)
@@ -90,6 +90,10 @@ class Reconciler:
     def _settled(self, project: ProjectId) -> None:
         with self._lock:
             self._tasks.pop(project, None)
+            closed = self._closed
+        # Somebody may have asked for more while its thread was ending: `take` found it still there.
+        if not closed and project in self._all.store.unsettled():
+            self.take(project)
 
     def _service_changed(self, status: ServiceStatus) -> None:
         if not status.live:

@@ -111,11 +111,25 @@ def _add_round(connection: Connection, project: ProjectId, report: Report) -> No
                 project=project, number=number, finished=report.time, data=dict(report.data)
             )
         )
+        _renew_chances(connection, project, report.data.get("fit_s"))
     metrics = report.data.get("metrics") or None
     values: dict[str, Any] = {"rounds_done": number}
     if metrics is not None:
         values["metrics"] = metrics
     connection.execute(sa.update(tables.projects).where(tables.projects.c.id == project).values(**values))
+
+
+def _renew_chances(connection: Connection, project: ProjectId, learners: Any) -> None:
+    """A round is progress for all who brought it about: they may be restarted as often as at first."""
+    services = tables.services
+    took_part = services.c.learner.is_(None)
+    if isinstance(learners, Mapping):
+        took_part |= services.c.learner.in_([str(learner) for learner in learners])
+    connection.execute(
+        sa.update(services)
+        .where(services.c.project == project, services.c.restarts > 0, took_part)
+        .values(restarts=0)
+    )
 
 
 def _end_training(connection: Connection, project: ProjectId, outcome: str, data: Mapping[str, Any]) -> None:

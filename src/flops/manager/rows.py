@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flops.core.ids import LearnerId, ProjectId, ServiceName
-from flops.manager.states import TERMINAL, State
+from flops.manager.states import RESTING, TERMINAL, State
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,10 @@ class Project:
     @property
     def terminal(self) -> bool:
         return self.state in TERMINAL
+
+    @property
+    def resting(self) -> bool:
+        return self.state in RESTING
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 ```
 submitted -> preparing -> deploying -> training -> packaging -> finished
      any of these -> failed                any of these -> stopping -> stopped
+submitted .. training -> pausing -> paused -> preparing | deploying
+                                    paused -> stopping -> stopped
 ```
 
 Nothing here does anything; the store commits what these functions answer, the reconciler acts on it
@@ -23,9 +25,16 @@ class State(StrEnum):
     FAILED = "failed"
     STOPPING = "stopping"
     STOPPED = "stopped"
+    PAUSING = "pausing"
+    PAUSED = "paused"
 
 
 TERMINAL = frozenset({State.FINISHED, State.FAILED, State.STOPPED})
+RESTING = TERMINAL | {State.PAUSED}
+"""Nothing of the project runs, and nothing happens to it by itself."""
+PAUSABLE = frozenset({State.SUBMITTED, State.PREPARING, State.DEPLOYING, State.TRAINING})
+ENDING = frozenset({State.STOPPING, State.PAUSING})
+"""What is still under way is given up."""
 
 PREPARING_STEPS = ("fetch", "check-contract", "lock", "environment", "initial-model", "data")
 EXPORT_ENVIRONMENT = "export-environment"
@@ -44,14 +53,16 @@ class Observation:
     packaged: bool = False
     failed: bool = False
     stop_requested: bool = False
+    pause_requested: bool = False
+    resume_requested: bool = False
     services_gone: bool = False
 
 
 def next_state(state: State, seen: Observation) -> State:
     """The state that follows; the same one where nothing does.
 
-    A stop wins over a failure, and a failure over progress: whoever asked for the stop is not told that it
-    failed. At most one step is taken, so every state on the way is committed and seen.
+    A stop wins over a failure, a failure over a pause, and a pause over progress: whoever asked for the stop
+    is not told that it failed. At most one step is taken, so every state on the way is committed and seen.
     """
     if state in TERMINAL:
         return state
@@ -59,8 +70,15 @@ def next_state(state: State, seen: Observation) -> State:
         return State.STOPPED if seen.services_gone else state
     if seen.stop_requested:
         return State.STOPPING
+    if state is State.PAUSING:
+        return State.PAUSED if seen.services_gone else state
+    if state is State.PAUSED:
+        goes_on = State.DEPLOYING if seen.prepared else State.PREPARING
+        return goes_on if seen.resume_requested else state
     if seen.failed:
         return State.FAILED
+    if seen.pause_requested and state in PAUSABLE:
+        return State.PAUSING
     follower, reached = {
         State.SUBMITTED: (State.PREPARING, seen.begun),
         State.PREPARING: (State.DEPLOYING, seen.prepared),

@@ -26,6 +26,7 @@ from flops.manager.process_tree import kill_tree
 Progress = Callable[[str], None]
 
 _LAST_LINES = 5
+_ATTEMPTS = 5
 # Not by -m: the package imports this module, which would then exist twice.
 _PROGRAM = "from flops.manager.step_process import main; main()"
 # Errors keep their kind on the way to the manager.
@@ -68,23 +69,34 @@ class StepProcess:
         progress: Progress,
         cancellation: Cancellation,
     ) -> dict[str, Any]:
-        cancellation.check()
-        process = self._start()
-        with cancellation.calling(self._kill):
-            answer = self._ask(process, {"step": step, "request": dict(request)}, progress)
-        if answer is None:
-            self.close()
-            cancellation.check()
-            raise FailedError(
-                f"step '{step}' ended without an answer ({_exit_in_words(process.returncode)})"
-                f"{_last_lines(self._log)} - see {self._log}"
-            )
+        answer = self._answer(step, request, progress, cancellation)
         if "error" in answer:
             kind = BY_CODE.get(answer["error"]["code"], FailedError)
             raise kind(answer["error"]["message"])
         result = answer["result"]
         assert isinstance(result, dict)
         return result
+
+    def _answer(
+        self, step: str, request: Mapping[str, Any], progress: Progress, cancellation: Cancellation
+    ) -> dict[str, Any]:
+        """Run the step; one whose process was killed (for memory, or by somebody) is run again, a few times."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            cancellation.check()
+            process = self._start()
+            with cancellation.calling(self._kill):
+                answer = self._ask(process, {"step": step, "request": dict(request)}, progress)
+            if answer is not None:
+                return answer
+            self.close()
+            cancellation.check()
+            how = _exit_in_words(process.returncode)
+            if process.returncode >= 0 or attempt == _ATTEMPTS:
+                break
+            progress(f"the process of step '{step}' ended ({how}), it is started again")
+        raise FailedError(
+            f"step '{step}' ended without an answer ({how}){_last_lines(self._log)} - see {self._log}"
+        )
 
     def close(self) -> None:
         process, self._process = self._process, None
@@ -121,7 +133,7 @@ class StepProcess:
             process.stdin.write(json.dumps(question) + "\n")
             process.stdin.flush()
         except OSError:
-            process.wait()
+            _end(process)
             return None
         for line in process.stdout:
             answer = json.loads(line)
@@ -129,7 +141,7 @@ class StepProcess:
                 assert isinstance(answer, dict)
                 return answer
             progress(str(answer["progress"]))
-        process.wait()
+        _end(process)
         return None
 
     def _kill(self) -> None:
@@ -141,6 +153,13 @@ def _kill(process: "subprocess.Popen[str]") -> None:
     # It is not waited for before it is killed, so the number cannot belong to another process.
     if process.returncode is None:
         kill_tree(process.pid)
+
+
+def _end(process: "subprocess.Popen[str]") -> None:
+    """See the end of a process that died, and end what it left behind in its session."""
+    with suppress(ProcessLookupError):  # not waited for yet, so the group is still its own
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def _exit_in_words(code: int | None) -> str:

@@ -18,7 +18,7 @@ from flops.manager import tables
 from flops.manager.database import reading, writing
 from flops.manager.reports import Report, apply_report
 from flops.manager.rows import Learner, Model, Project, Service
-from flops.manager.states import TERMINAL, Observation, State, next_state
+from flops.manager.states import ENDING, RESTING, TERMINAL, Observation, State, next_state
 
 
 class Superseded(Exception):
@@ -92,11 +92,12 @@ class Store:
             return [_to_project(row) for row in connection.execute(query)]
 
     def unsettled(self) -> list[ProjectId]:
-        """Projects that still need the reconciler: not at their end, or not cleaned up after it."""
+        """Projects that still need the reconciler: not at rest, or not cleaned up after their end."""
         table = tables.projects
+        ended = table.c.state.in_([s.value for s in TERMINAL])
         query = (
             sa.select(table.c.id)
-            .where(table.c.state.not_in([s.value for s in TERMINAL]) | table.c.cleaned.is_(False))
+            .where(table.c.state.not_in([s.value for s in RESTING]) | (ended & table.c.cleaned.is_(False)))
             .order_by(table.c.created)
         )
         with reading(self._engine) as connection:
@@ -120,6 +121,8 @@ class Store:
                     finished=now if following in TERMINAL else None,
                 )
             )
+            if state is State.PAUSED and following is State.DEPLOYING:
+                self._start_anew(connection, project)
             self._add_event(
                 connection,
                 project,
@@ -162,7 +165,7 @@ class Store:
         """Note that the step runs. Its event is written once, however often the step is repeated.
 
         Raises:
-            Superseded: the project was stopped, or is at its end.
+            Superseded: the project was stopped or paused, or is at its end.
         """
         table = tables.steps
         with writing(self._engine) as connection:
@@ -187,7 +190,7 @@ class Store:
         """Commit a step's result, its events (``warnings`` of the result too), and the learners it chose.
 
         Raises:
-            Superseded: the project was stopped, or is at its end.
+            Superseded: the project was stopped or paused, or is at its end.
         """
         table = tables.steps
         with writing(self._engine) as connection:
@@ -221,7 +224,7 @@ class Store:
         """Note which services the project is going to have; names that are known already stay as they are.
 
         Raises:
-            Superseded: the project was stopped, or is at its end.
+            Superseded: the project was stopped or paused, or is at its end.
         """
         with writing(self._engine) as connection:
             self._check_alive(connection, project)
@@ -280,7 +283,7 @@ class Store:
     # events
 
     def add_event(self, project: ProjectId, kind: EventKind, data: Mapping[str, Any]) -> None:
-        """Raises: Superseded: the project was stopped, or is at its end."""
+        """Raises: Superseded: the project was stopped or paused, or is at its end."""
         with writing(self._engine) as connection:
             self._check_alive(connection, project)
             self._add_event(connection, project, kind, data)
@@ -402,8 +405,22 @@ class Store:
 
     def _check_alive(self, connection: Connection, project: ProjectId) -> None:
         state = self._state(connection, project)
-        if state is State.STOPPING or state in TERMINAL:
+        if state in ENDING or state in RESTING:
             raise Superseded(f"project {project} is {state}")
+
+    def _start_anew(self, connection: Connection, project: ProjectId) -> None:
+        """Every service has its chances again; an ejected learner stays out."""
+        connection.execute(
+            sa.update(tables.services)
+            .where(tables.services.c.project == project)
+            .values(restarts=0, over=None)
+        )
+        table = tables.learners
+        connection.execute(
+            sa.update(table)
+            .where(table.c.project == project, table.c.state != "ejected")
+            .values(state="waiting", reason=None)
+        )
 
     def _services(self, connection: Connection, project: ProjectId) -> list[Service]:
         table = tables.services

@@ -1,4 +1,10 @@
-"""What to do about services that ended while a project trains; a pure function of what was seen."""
+"""What to do about services that ended while a project trains; a pure function of what was seen.
+
+A service may be restarted for ever, as long as there is progress: its budget counts ends without progress,
+and a round that it took part in makes it whole again (`flops.manager.reports`). What is killed from outside
+has a larger budget than what ends by itself, and both rest longer before each attempt. A full disk is nobody's
+failure: it is waited for.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,10 +15,21 @@ from flops.manager.rows import Service
 from flops.orchestration import ServiceStatus
 
 MAX_RESTARTS = 3
+"""Without progress, of a service that ends by itself."""
+MAX_RESTARTS_OF_KILLED = 20
+"""Without progress, of one that is killed, or vanishes."""
+DISK_FULL = 75
+"""The exit code (EX_TEMPFAIL) of a service that found no space on its disk."""
+
+_AT_ONCE = 3
+_LONGEST_PAUSE_S = 30.0
+_TOLD_TO_END = frozenset({-9, -15, -2, -1, 143, 130, 129})
 
 
 class Verdict(Enum):
     RESTART = "restart"
+    WAIT = "wait"
+    """Start it again after the pause, for as often as it takes; nothing is counted."""
     OVER = "over"
     FAIL = "fail"
 
@@ -22,6 +39,8 @@ class Action:
     service: Service
     verdict: Verdict
     reason: str
+    pause_s: float = 0.0
+    """How long to rest before it is restarted."""
 
 
 def judge(
@@ -53,24 +72,33 @@ def judge(
         if service.learner is not None and status is not None and status.exit_code == 0:
             continue  # the aggregator told it that training is over; its own word on that is on the way
         why = _end(service, status, last_line)
-        by_itself = status is not None and status.exit_code is not None and status.exit_code >= 0
+        code = None if status is None else status.exit_code
+        if code == DISK_FULL:
+            yield Action(service, Verdict.WAIT, why, _pause_s(service.restarts + _AT_ONCE + 2))
+            continue
+        outside = code is None or code in _TOLD_TO_END
+        budget = MAX_RESTARTS_OF_KILLED if outside else MAX_RESTARTS
+        by_itself = code is not None and code >= 0 and not outside
         if service.learner is not None and by_itself:
             over.append(why)
             yield Action(service, Verdict.OVER, why)
-        elif service.restarts < MAX_RESTARTS:
+        elif service.restarts < budget:
+            number = service.restarts + 1
             yield Action(
                 service,
                 Verdict.RESTART,
-                f"{why} - restart {service.restarts + 1} of {MAX_RESTARTS}",
+                f"{why} - restart {number} of {budget} without progress",
+                _pause_s(number if outside else number + _AT_ONCE - 1),
             )
         elif service.learner is not None:
             over.append(why)
-            yield Action(service, Verdict.OVER, why)
+            yield Action(service, Verdict.OVER, f"{why}; given up after {service.restarts} restarts")
         else:
             yield Action(
                 service,
                 Verdict.FAIL,
-                f"{why}; given up after {MAX_RESTARTS} restarts - see 'flops logs {project}'",
+                f"{why}; given up after {service.restarts} restarts without progress - see "
+                f"'flops logs {project}'",
             )
             return
     if agents and len(over) == len(agents):
@@ -79,6 +107,11 @@ def judge(
             Verdict.FAIL,
             f"no learner is left of {len(agents)}: {over[-1]} - see 'flops logs {project}'",
         )
+
+
+def _pause_s(number: int) -> float:
+    """Before restart ``number`` of a service that was killed: none at first, then doubling from half a second."""
+    return 0.0 if number <= _AT_ONCE else min(_LONGEST_PAUSE_S, 0.25 * 2.0 ** (number - _AT_ONCE))
 
 
 def _end(service: Service, status: ServiceStatus | None, last_line: Callable[[ServiceName], str]) -> str:

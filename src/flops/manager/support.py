@@ -113,7 +113,7 @@ class Support:
             environment=tracking_environment(),
             directory=self._settings.run_dir,
             restart="on-failure",
-            max_restarts=1000,
+            max_restarts=1_000_000,  # they are needed for as long as the manager is
         )
         try:
             self._orchestrator.deploy(spec)

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flops.manager.rows import Learner, Model, Project, Service
-from flops.manager.states import TERMINAL
+from flops.manager.states import State
 from flops.orchestration import ServiceStatus
 
 
@@ -26,7 +26,7 @@ def project_view(
     """
     model = models[0] if models else None
     tracking = project.tracking or {}
-    over = project.state in TERMINAL
+    absent = "waiting" if project.state is State.PAUSED else "done"
     page = tracking.get("page")
     return {
         "id": project.id,
@@ -47,7 +47,7 @@ def project_view(
             {
                 "id": learner.learner,
                 "site": learner.site,
-                "state": "done" if over and learner.state == "connected" else learner.state,
+                "state": absent if project.resting and learner.state == "connected" else learner.state,
                 "reason": learner.reason,
             }
             for learner in learners
