@@ -21,7 +21,7 @@ from flops.federation.flower import claim_process
 from flops.federation.hub import Hub, Server
 from flops.federation.model_file import layout_digest
 from flops.federation.reports import Reporter
-from flops.federation.rounds import Outcome, RoundLoop
+from flops.federation.training import Outcome, SynchronousTraining
 from flops_worker.tensors import Layout, read_layout, views, write
 
 Arrays = list[np.ndarray[Any, Any]]
@@ -116,6 +116,7 @@ class Learner:
             answer = {
                 "t": "result",
                 "task": header["task"],
+                "version": header["version"],
                 "num_examples": num_examples,
                 "metrics": {},
                 "fit_s": 0.0,
@@ -138,7 +139,7 @@ class Federation:
     reporter: Reporter
     hub: Hub
     server: Server
-    loop: RoundLoop
+    loop: SynchronousTraining
     outcome: Outcome | None = None
     error: BaseException | None = None
     learners: list[Learner] = field(default_factory=list)
@@ -230,7 +231,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
             "min_evaluate_learners": learners,
             "start_deadline_s": 10.0,
         }
-        loop = RoundLoop("p-test", Plan(**{**defaults, **plan}), members, hub, checkpoint, reporter, clock)
+        loop = SynchronousTraining(
+            "p-test", Plan(**{**defaults, **plan}), members, hub, checkpoint, reporter, clock
+        )
         server = Server(location, hub)
         federation = Federation(location, members, folder, reporter, hub, server, loop)
 

@@ -16,14 +16,9 @@ from hypothesis import strategies as st
 
 from flops.federation import Member, wire
 from flops.federation.blocks import blocks
-from flops.federation.collect import (
-    PARALLEL_UPLOADS,
-    Collection,
-    EvaluateCollection,
-    TrainCollection,
-    finite_metrics,
-)
+from flops.federation.collect import Collection, EvaluateCollection, TrainCollection
 from flops.federation.hub import GlobalModel, Hub, Said, Session
+from flops.federation.intake import PARALLEL_UPLOADS, finite_metrics
 from flops.federation.model_file import layout_digest
 from flops.federation.updates import RefusedError, Spool
 from flops_worker.tensors import Layout
@@ -72,7 +67,7 @@ def session() -> Iterator[tuple[Session, Exchange]]:
 
 
 def _model(version: int) -> GlobalModel:
-    return GlobalModel(version, memoryview(bytes(8)), ())
+    return GlobalModel(version, version, memoryview(bytes(8)), ())
 
 
 def test_a_learner_that_does_not_read_keeps_only_its_latest_task_waiting(
@@ -195,8 +190,9 @@ def _collection(spool: Spool, post: Any = None, cohort: str = "a", **more: Any) 
     return TrainCollection(
         "train-1",
         list(cohort),
+        version=0,
         layout=LARGE,
-        blocks=blocks(LARGE),
+        layouts={},
         spool=spool,
         post=post or _Post(),
         max_examples={},
@@ -261,7 +257,7 @@ def test_an_update_that_is_announced_twice_is_asked_for_once(spool: Spool) -> No
             return True
 
     collection = _collection(spool, Post(), "ab")
-    header = {"task": "train-1", "num_examples": 1, "digest": layout_digest(LARGE)}
+    header = {"task": "train-1", "version": 0, "num_examples": 1, "digest": layout_digest(LARGE)}
     collection.answer(Said("a", "result", header))
     for _ in range(10):
         with pytest.raises(RefusedError, match="it has answered train-1 already"):
@@ -281,7 +277,7 @@ def test_learners_that_drip_their_updates_do_not_keep_others_from_uploading(spoo
 
     collection = _collection(spool, Post(), "abcdef")
     for learner in "abcdef":
-        header = {"task": "train-1", "num_examples": 1, "digest": layout_digest(LARGE)}
+        header = {"task": "train-1", "version": 0, "num_examples": 1, "digest": layout_digest(LARGE)}
         collection.answer(Said(learner, "result", header))
     assert len(asked) == PARALLEL_UPLOADS
     look_again = collection.hand_slots_on(100.0)

@@ -22,7 +22,7 @@ from flops.federation.flower import claim_process
 from flops.federation.hub import Hub, Server
 from flops.federation.memory import use_one_arena
 from flops.federation.reports import Reporter
-from flops.federation.rounds import RoundLoop
+from flops.federation.training import SynchronousTraining
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,9 @@ def aggregate(config: AggregatorConfig) -> int:
         model = checkpoint.model()
         hub = Hub(config.project, model.layout, config.members)
         model.close()
-        loop = RoundLoop(config.project, config.plan, config.members, hub, checkpoint, reporter, clock)
+        loop = SynchronousTraining(
+            config.project, config.plan, config.members, hub, checkpoint, reporter, clock
+        )
         server = _serve(config, hub)
         log.info("listening on port %s, round %s is committed", server.port, checkpoint.committed.round)
         outcome = loop.run()

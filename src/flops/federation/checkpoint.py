@@ -30,9 +30,13 @@ class Committed:
     round: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     best_round: int = 0
+    """0: none is chosen here."""
     best_metrics: dict[str, float] = field(default_factory=dict)
     slowest_s: float | None = None
     """The longest that an accepted learner took for an answer, so far; deadlines derive from it."""
+    history: dict[str, Any] = field(default_factory=dict)
+    """What is remembered of each member; see `cohorts.History`."""
+    ejected: dict[str, str] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     """What is reported of the round, should the aggregator be killed between its commit and its report."""
 
@@ -71,9 +75,17 @@ class Checkpoint:
         return self.folder / BEST
 
     def commit(
-        self, state: Committed, strategy_state: Mapping[str, np.ndarray[Any, Any]], is_best: bool
+        self,
+        state: Committed,
+        strategy_state: Mapping[str, np.ndarray[Any, Any]],
+        is_best: bool,
+        keep: Path | None = None,
     ) -> None:
-        """Make a round count; its model file is in place already."""
+        """Make a round count; its model file is in place already.
+
+        Args:
+            keep: another file of the folder that belongs to this state; those of earlier ones go.
+        """
         if strategy_state:
             layout = _keyed(Layout.of(list(strategy_state.values())), list(strategy_state))
             write_arrays(
@@ -92,6 +104,7 @@ class Checkpoint:
             self._model_path(state.round),
             self._strategy_path(state.round),
             self._best_path(state.best_round),
+            keep,
         }
         for path in self.folder.glob("*-*.safetensors"):
             if path not in kept:
@@ -123,7 +136,7 @@ class Checkpoint:
             FailedError: that model is missing.
         """
         best = self._best_path(self.committed.best_round)
-        if self.committed.round == 0 or (
+        if self.committed.best_round == 0 or (
             self.best_model().exists() and best.exists() and best.samefile(self.best_model())
         ):
             return

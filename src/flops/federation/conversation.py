@@ -2,10 +2,10 @@
 
 A member is a learner or a cluster of them. Two threads share a conversation. One keeps the connection
 (`Conversation.run`): it connects outward only, reconnects with jittered back-off while the work goes on, for
-hours if it has to, and notices at once that the project is over. The other works: it takes one task at a time
-(`Conversation.next_task`) and answers it. The last answer is kept, so a task that is asked again after a cut is
-answered without being done again. Whatever happens in the work ends this member's part with a clear error,
-never anyone else's.
+hours if it has to, and notices at once that the project is over. The other works: it takes one task at a
+time (`Conversation.next_task`) and answers it. The last answer is kept, so a task that is asked again after
+a cut is answered without being done again. Whatever happens in the work ends this member's part with a clear
+error, never anyone else's.
 """
 
 import logging

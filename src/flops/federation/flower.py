@@ -35,6 +35,15 @@ logging.getLogger("flwr").setLevel(logging.WARNING)
 
 _ARRAYS, _METRICS, _EXAMPLES = "arrays", "metrics", "num-examples"
 
+# Who takes part in a round is chosen before Flower is asked (`cohorts`): it is to take all that it sees.
+_EVERYBODY = {
+    "fraction_train": 1.0,
+    "fraction_evaluate": 1.0,
+    "min_train_nodes": 1,
+    "min_evaluate_nodes": 1,
+    "min_available_nodes": 1,
+}
+
 Carry = Callable[[Sequence[Message], float | None], list[Message]]
 
 
@@ -112,17 +121,7 @@ class ExchangeGrid(Grid):  # type: ignore[misc]
 class FlowerStrategy:
     """One of Flower's strategies, and the reduction that its arithmetic allows."""
 
-    def __init__(
-        self,
-        name: str,
-        parameters: Mapping[str, Any],
-        *,
-        fraction_fit: float = 1.0,
-        fraction_evaluate: float = 1.0,
-        min_fit: int = 1,
-        min_evaluate: int = 1,
-        min_available: int = 1,
-    ) -> None:
+    def __init__(self, name: str, parameters: Mapping[str, Any]) -> None:
         """Build it.
 
         Raises:
@@ -131,21 +130,9 @@ class FlowerStrategy:
         self.reduction = check_strategy(name, parameters)
         self.name = name
         self._grid = ExchangeGrid(_no_carry)
-        self._least = {
-            "min_train_nodes": min_fit,
-            "min_evaluate_nodes": min_evaluate,
-            "min_available_nodes": min_available,
-        }
         self._sent: dict[int, Any] = {}
         try:
-            self._strategy: Any = getattr(flower_strategies, name)(
-                **{
-                    "fraction_train": fraction_fit,
-                    "fraction_evaluate": fraction_evaluate,
-                    **self._least,
-                    **parameters,
-                }
-            )
+            self._strategy: Any = getattr(flower_strategies, name)(**{**_EVERYBODY, **parameters})
         except (TypeError, ValueError) as error:
             raise InvalidInputError(
                 f"strategy {name} does not accept its parameters: {error} - see training.strategy.parameters"
@@ -154,12 +141,12 @@ class FlowerStrategy:
     def configure(
         self, phase: str, round_number: int, seed: int, nodes: Sequence[int], model: Callable[[], "Arrays"]
     ) -> dict[int, dict[str, Any]]:
-        """Choose the learners of a phase and what each is told.
+        """What each learner of a cohort is told.
 
         Args:
             phase: "train" or "evaluate".
-            seed: seed of the project; the choice depends on it and the round alone.
-            nodes: ids of the learners that are ready.
+            seed: of the project, for strategies that use chance.
+            nodes: ids of the cohort.
             model: makes the global model's arrays, for the strategies that look at them.
         Returns:
             the configuration to send, by node id.
@@ -167,13 +154,10 @@ class FlowerStrategy:
         if not nodes:
             return {}
         self._grid.freeze(nodes)
-        # Below its minimums Flower waits for nodes without end; that these will do, the round loop decided.
-        for attribute, least in self._least.items():
-            setattr(self._strategy, attribute, min(least, len(nodes)))
         arrays = ArrayRecord()
         if phase == "train" and self.reduction is not Reduction.MEAN:
             arrays = _record(model())
-        # Flower samples with the global generators; a round must sample alike after a restart.
+        # Flower uses the global generators; a round must come out alike after a restart.
         random.seed(f"{seed}-{round_number}-{phase}")
         np.random.seed(abs(hash((seed, round_number, phase == "train"))) % (1 << 32))
         configure = self._strategy.configure_train if phase == "train" else self._strategy.configure_evaluate

@@ -33,18 +33,23 @@ from flops_worker.tensors import Layout
 log = logging.getLogger(__name__)
 
 _AUTH = "flops-auth"
+_ANSWERS = frozenset({"ready", "result", "evaluated", "declined", "failed"})
 _MAX_CALLS = 16
 """Open exchanges of one learner. One counts; others are left over from connections that broke unnoticed."""
+_MAX_TURNS = 1000
+"""How often a member may come and go within one exchange."""
 _STOP_S = 2.0
 
 
 @dataclass(frozen=True)
 class GlobalModel:
-    """One version of the global model: the parameters after ``version`` rounds.
+    """One global model.
 
-    ``body`` keeps its file mapped for as long as a learner is still being sent this version.
+    ``number`` is another one for every model that this process sends, ``version`` counts the steps of the
+    training. ``body`` keeps its file mapped for as long as a learner is still being sent it.
     """
 
+    number: int
     version: int
     body: memoryview
     blocks: tuple[Block, ...]
@@ -52,7 +57,10 @@ class GlobalModel:
 
 @dataclass(frozen=True)
 class Said:
-    """Something a learner said, or that happened to its session (``kind`` connected, gone, uploaded)."""
+    """Something a member said, or that happened to its session (``kind`` gone, uploaded).
+
+    Without a learner it is nobody's word: it only ends the waiting for one.
+    """
 
     learner: str
     kind: str
@@ -69,12 +77,12 @@ class Session:
         self.allows_metrics = False
         self._writer = writer
         self._asked: str | None = None
-        self._version: int | None = None
+        self._model: int | None = None
         self._outbox: deque[tuple[dict[str, Any], GlobalModel | None]] = deque()
         self._closed = False
         self._failed = False
         self._upload: tuple[str, SpooledBody] | None = None
-        self._answers_due = self._blocks_due = 0
+        self._answers_due = self._blocks_due = self._turns = 0
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._write, name=f"write-{learner}", daemon=True)
         self._thread.start()
@@ -139,8 +147,10 @@ class Session:
             WireError: it has said all that it may say by now.
         """
         with self._changed:
-            if kind == "ready":
-                too_much, self.ready = self.ready, True
+            if kind in ("ready", "unready"):
+                self._turns += 1
+                too_much = self._turns > _MAX_TURNS or (kind == "ready" and self.ready)
+                self.ready = kind == "ready"
             elif kind == "failed":
                 too_much, self._failed = self._failed, True
             else:
@@ -168,8 +178,8 @@ class Session:
             log.exception("writing to learner %s failed", self.learner)
 
     def _write_with_model(self, header: dict[str, Any], model: GlobalModel) -> None:
-        header = {**header, "model": model.version}
-        if self._version == model.version:
+        header = {**header, "model": model.number}
+        if self._model == model.number:
             wire.send(self._writer, header)
             return
         body = model.body
@@ -178,7 +188,7 @@ class Session:
         else:
             wire.send(self._writer, {**header, "follows": True})
             wire.send_body(self._writer, str(header["task"]), model.blocks, body)
-        self._version = model.version
+        self._model = model.number
 
 
 class Hub:
@@ -200,6 +210,7 @@ class Hub:
         self._lock = threading.Lock()
         self._sessions: dict[str, Session] = {}
         self._calls: Counter[str] = Counter()
+        self._ejected: dict[str, dict[str, Any]] = {}
         self._over: dict[str, Any] | None = None
 
     def session(self, learner: str) -> Session | None:
@@ -230,6 +241,19 @@ class Hub:
         if session is not None:
             session.end_upload()
 
+    def eject(self, learner: str, reason: str) -> None:
+        """End a learner's part for good: it is told to stop, now and whenever it comes back."""
+        last = {"t": "stop", "reason": f"this learner was ejected: {reason}"}
+        with self._lock:
+            self._ejected[learner] = last
+            session = self._sessions.pop(learner, None)
+        if session is not None:
+            session.close(last)
+
+    def wake(self) -> None:
+        """End the waiting of whoever reads the inbox."""
+        self.inbox.put(Said("", "wake", {}))
+
     def stop_all(self, reason: str) -> None:
         """Tell every learner that the project is over, those that come later too; their agents end then."""
         with self._lock:
@@ -248,7 +272,7 @@ class Hub:
                 raise flight.FlightUnavailableError("too many exchanges of this learner are open")
             self._calls[learner] += 1
         session = None
-        reason = "it left"
+        reason, broke_protocol = "it left", False
         try:
             writer.begin(wire.SCHEMA)
             session = Session(learner, writer)
@@ -263,13 +287,13 @@ class Hub:
         except (flight.FlightError, OSError) as error:
             reason = f"the connection was lost ({_first_line(error)})"
         except wire.WireError as error:
-            reason = f"it does not keep to the protocol: {error}"
+            reason, broke_protocol = f"it does not keep to the protocol: {error}", True
             log.warning("learner %s of %s: %s", learner, self._project, reason)
         finally:
             with self._lock:
                 if self._sessions.get(learner) is session and session is not None:
                     del self._sessions[learner]
-                    self.inbox.put(Said(learner, "gone", {"reason": reason}))
+                    self.inbox.put(Said(learner, "gone", {"reason": reason, "protocol": broke_protocol}))
             if session is not None:
                 session.close()
                 # Without limit: a write under way must not outlive its call, pyarrow would write to freed
@@ -282,8 +306,9 @@ class Hub:
         """Make a session its learner's only one; False when the project is over."""
         learner = session.learner
         with self._lock:
-            if self._over is not None:
-                session.close(self._over)
+            last = self._over or self._ejected.get(learner)
+            if last is not None:
+                session.close(last)
                 return False
             former = self._sessions.get(learner)
             self._sessions[learner] = session
@@ -310,7 +335,7 @@ class Hub:
             return
         if kind == "body":
             self._receive_body(session, message)
-        elif kind in ("ready", "result", "evaluated", "failed"):
+        elif kind in _ANSWERS or (kind == "unready" and self.members[learner].kind == "cluster"):
             if message.body is not None and len(message.body) > wire.INLINE_BYTES:
                 raise wire.WireError(f"{len(message.body)} bytes came unasked")
             if kind == "ready":

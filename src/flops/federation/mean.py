@@ -4,6 +4,7 @@ Updates are folded in slot order, whatever the order in which they arrived, so t
 bits. (A float64 sum alone is not enough: about one parameter in 10^9 would depend on the order.)
 """
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from flops.federation.blocks import Block
 from flops.federation.model_file import as_dtype
 from flops.federation.updates import Body
+from flops_worker.tensors import Layout, Tensor
 
 
 class WeightedMean:
@@ -40,6 +42,24 @@ class WeightedMean:
             np.add(total, product, out=total)
         self.total_weight += weight
 
+    def fold_sum(self, body: Body, blocks: tuple[Block, ...], weight: float) -> None:
+        """Add what a cluster summed up.
+
+        Args:
+            body: a sum of updates, each weighted by its examples, of `sum_layout`.
+            blocks: of `sum_layout`.
+            weight: the training examples behind all of them.
+        """
+        for block in blocks:
+            total = self._sum[block.start : block.start + block.count]
+            np.add(total, body.read(block), out=total)
+        self.total_weight += weight
+
+    def sums(self) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+        """The running sum, piece by piece: number of the first parameter, and (count,) float64."""
+        for block in self._blocks:
+            yield block.start, self._sum[block.start : block.start + block.count]
+
     def result(self) -> Iterator[tuple[Block, np.ndarray[Any, Any]]]:
         """The mean, block by block, in the dtype of the layout; (count,) each."""
         for block in self._blocks:
@@ -50,6 +70,17 @@ class WeightedMean:
     def reset(self) -> None:
         self._sum.fill(0.0)
         self.total_weight = 0.0
+
+
+def sum_layout(layout: Layout) -> Layout:
+    """The layout of a weighted sum of such models: the same arrays, every number a float64."""
+    offset = 0
+    tensors = []
+    for tensor in layout.tensors:
+        nbytes = 8 * math.prod(tensor.shape)
+        tensors.append(Tensor(tensor.key, "F64", tensor.shape, offset, nbytes))
+        offset += nbytes
+    return Layout(tuple(tensors))
 
 
 def weighted_metrics(reports: list[tuple[float, dict[str, float]]]) -> dict[str, float]:

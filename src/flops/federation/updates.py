@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +22,10 @@ from flops_worker.tensors import Layout, views
 
 class RefusedError(ValueError):
     """An update that must not count; the text is shown to users and sent to the learner."""
+
+
+class LateError(RefusedError):
+    """An update that would have counted earlier; no reason to distrust its sender."""
 
 
 class Body(Protocol):
@@ -50,7 +54,9 @@ class Update:
     body: Body
     fit_s: float = 0.0
     nbytes: int = 0
-    extra: Mapping[str, Any] = field(default_factory=dict)
+    task: str = ""
+    version: int = 0
+    """The version of the global model that it was made from."""
 
 
 class MemoryBody:

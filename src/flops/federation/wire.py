@@ -9,12 +9,15 @@ parsed as JSON, and checked where it is used.
     hello(learner)                           ->
                                              <-   welcome(project, layout)
     ready(allows_metrics)                    ->
-                                             <-   train(task, round, model, config) [+ body | body...]
-    result(task, num_examples, layout) [+ body]->
+                                             <-   train(task, round, version, model, config, seed)
+                                                       [+ body | body...]
+    result(task, version, num_examples, ...) [+ body] ->
                                              <-   send(task)          only where the body did not fit in
     body(offset)...                          ->
                                              <-   evaluate(task, round, model) [+ body | body...]
     evaluated(task, loss, accuracy, ...)     ->
+    declined(task, reason)                   ->                  not this time (clusters)
+    unready(reason)                          ->                  until it says ready again (clusters)
     failed(where, message)                   ->                  the user's code ended this learner's part
                                              <-   refused(task, reason) | stop(reason)
     beat()                                   ->                  now and then: the connection is in use
