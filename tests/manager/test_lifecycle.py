@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flops.core.clock import ManualClock
-from flops.core.errors import FailedError
+from flops.core.errors import ConflictError, FailedError
 from flops.core.events import EventKind
 from flops.core.ids import ProjectId, ServiceName
 from flops.core.settings import Settings
 from flops.core.spec import spec_from_mapping
+from flops.federation import AggregatorConfig
 from flops.manager import deployment
 from flops.manager.cancellation import Cancellation, Cancelled, Places
 from flops.manager.database import open_database
@@ -24,7 +25,7 @@ from flops.manager.states import Observation, State
 from flops.manager.store import Store, Superseded
 from flops.manager.tracker import Tracker
 from flops.orchestration import FakeOrchestrator, ServiceSpec
-from flops.tracking import RegisteredModel, Result, Spool
+from flops.tracking import ModelExported, RegisteredModel, Result, RunEnded, Spool
 from flops.tracking.results import write_result
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ class World:
             ),
             PROJECT,
             self.cancellation,
-            self.woken.set,
+            lambda delay_s: self.woken.set(),
         )
 
     def _support(self) -> None:
@@ -143,25 +144,23 @@ class World:
     def state(self) -> State:
         return self.store.project(PROJECT).state
 
-    def train(self) -> None:
+    def train(self, rounds: int = 2) -> None:
         """What aggregator and agents do, told as often as it is asked for."""
         metrics = {"loss": 0.25, "accuracy": 0.9}
-        reports = [
-            Report(1, 10.0, EventKind.LEARNER_CONNECTED, {"learner": "learner-1"}),
-            Report(2, 11.0, EventKind.ROUND_FINISHED, {"round": 1, "metrics": metrics}),
-            Report(3, 12.0, EventKind.ROUND_FINISHED, {"round": 2, "metrics": metrics}),
-            Report(
-                4,
-                13.0,
-                EventKind.TRAINING_FINISHED,
-                {
-                    "rounds": 2,
-                    "best_round": 2,
+        reports = [Report(1, 10.0, EventKind.LEARNER_CONNECTED, {"learner": "learner-1"})]
+        for number in range(1, rounds + 1):
+            seq = len(reports) + 1
+            reports.append(
+                Report(seq, 9.0 + seq, EventKind.ROUND_FINISHED, {"round": number, "metrics": metrics})
+            )
+            if number % 2 == 0:  # a training of two rounds, or one that was extended by two
+                end = {
+                    "rounds": number,
+                    "best_round": number,
                     "model_file": str(self.folder / "model.safetensors"),
                     "metrics": metrics,
-                },
-            ),
-        ]
+                }
+                reports.append(Report(seq + 1, 10.0 + seq, EventKind.TRAINING_FINISHED, end))
         self.store.accept_reports(PROJECT, "aggregator", reports)
         for status in self.orchestrator.list(PROJECT):
             if status.live:
@@ -169,8 +168,20 @@ class World:
 
     def register(self) -> None:
         """What the recorder does."""
+        records = [entry.record for entry in self.spool.read(PROJECT)]
+        exported = [record for record in records if isinstance(record, ModelExported)]
+        if not exported:
+            return
+        rounds = exported[-1].rounds
+        version = len({record.rounds for record in exported})
         model = RegisteredModel(
-            name="mnist", version=1, uri="models:/mnist/1", model_id="m-1", round=2, path=str(self.folder)
+            name="mnist",
+            version=version,
+            uri=f"models:/mnist/{version}",
+            model_id=f"m-{version}",
+            round=exported[-1].round,
+            rounds=rounds,
+            path=str(self.folder),
         )
         result = Result(project=PROJECT, run_id="r", experiment_id="1", model=model)
         write_result(self.spool.result_file(PROJECT), result)
@@ -179,7 +190,7 @@ class World:
         """From wherever it is to the end."""
         self.advance()
         if self.state() is State.TRAINING:
-            self.train()
+            self.train(self.store.project(PROJECT).rounds_total)
             self.advance()
         while self.state() is State.PACKAGING and "export" not in self.store.steps(PROJECT):
             assert self.woken.wait(10) or "export-environment" in self.store.steps(PROJECT)
@@ -274,7 +285,7 @@ def test_configuration_files_and_tokens_are_private_and_stay_the_same(
     assert config.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in config.iterdir()} == {0o600}
     learners, results = world.store.learners(PROJECT), world.store.steps(PROJECT)
-    deployment.write_configurations(world.settings, PROJECT, SPEC, learners, results)
+    deployment.write_configurations(world.settings, PROJECT, SPEC, learners, results, rounds=2)
     assert {path.name: path.read_text() for path in config.iterdir()} == before
     database = world.settings.database.read_bytes()
     for secret in (before["tokens.json"].split('"')[3], world.settings.home.name.zfill(40)):
@@ -360,6 +371,68 @@ def test_a_training_that_ended_while_it_was_being_paused_needs_no_service_again(
     world.play()
     assert world.state() is State.FINISHED
     assert set(world.orchestrator.starts.values()) == {1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", [None, *range(1, 40)])
+def test_an_extended_project_trains_on_and_registers_its_next_version(
+    make_world: Callable[..., World], place: int | None
+) -> None:
+    fuse = Fuse(None)
+    world = make_world(fuse)
+    world.play()
+    world.store.on_change = lambda project: None
+    assert world.store.extend(PROJECT, 2) is State.DEPLOYING
+    fuse.left = place
+    world.kill_and_start_again()
+    try:
+        world.play()
+    except Killed:
+        world.kill_and_start_again()
+        world.play()
+    project = world.store.project(PROJECT)
+    assert (project.state, project.rounds_done, project.rounds_total) == (State.FINISHED, 4, 4)
+    assert (project.best_round, project.cleaned) == (4, True)
+    assert sorted(model.uri for model in world.store.models(PROJECT)) == [
+        "models:/mnist/1",
+        "models:/mnist/2",
+    ]
+    records = [entry.record for entry in world.spool.read(PROJECT)]
+    exported = [record for record in records if isinstance(record, ModelExported)]
+    assert {(record.rounds, record.tags.get("flops.previous")) for record in exported} >= {
+        (2, None),
+        (4, "mnist/1"),
+    }
+    assert isinstance(records[-1], RunEnded)
+    states = [state for kind, state in world.history() if kind == "project.state"]
+    assert states == [*list(State)[:6], *list(State)[2:6]]
+    assert set(world.orchestrator.starts.values()) == {2}
+
+
+def test_a_paused_project_that_is_extended_stays_paused_and_trains_all_when_it_goes_on(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.advance()
+    world.store.observe(PROJECT, Observation(pause_requested=True), "pause was requested")
+    world.train()  # its last words
+    world.advance()
+    assert world.store.extend(PROJECT, 2) is State.PAUSED
+    world.store.observe(PROJECT, Observation(resume_requested=True, prepared=True), "resume was requested")
+    world.kill_and_start_again()
+    world.advance()
+    assert world.state() is State.TRAINING
+    config = AggregatorConfig.read(ProjectPaths.of(world.settings, PROJECT).config / "aggregator.json")
+    assert config.plan.rounds == 4
+    world.play()
+    assert (world.state(), world.store.project(PROJECT).rounds_done) == (State.FINISHED, 4)
+
+
+def test_a_project_that_trains_cannot_be_extended(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.advance()
+    with pytest.raises(ConflictError, match=f"project {PROJECT} is training"):
+        world.store.extend(PROJECT, 2)
 
 
 def test_an_aggregator_that_dies_is_started_again_and_then_given_up(

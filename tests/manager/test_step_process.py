@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flops.core.errors import FailedError, InvalidInputError
+from flops.core.errors import FailedError, FlopsError, InvalidInputError, UnavailableError
 from flops.manager.cancellation import Cancellation, Cancelled
 from flops.manager.process_tree import kill_tree
 from flops.manager.step_process import StepProcess
@@ -44,30 +44,39 @@ def test_any_other_error_is_told_with_its_name(process: StepProcess, tmp_path: P
         process.run("nonsense", request, print, Cancellation())
 
 
-def test_a_step_whose_process_is_killed_fails_and_the_next_one_has_a_new_process(
-    process: StepProcess, tmp_path: Path
+def run_data_list(process: StepProcess, tmp_path: Path, told: list[str], errors: list[Exception]) -> None:
+    try:
+        # There is no data server.
+        request = {"home": str(tmp_path), "arguments": {"tags": [], "site": None}}
+        process.run("data-list", request, told.append, Cancellation())
+    except FlopsError as error:
+        errors.append(error)
+
+
+@pytest.mark.parametrize("kills", [1, 5])
+def test_a_step_whose_process_is_killed_is_run_again_a_few_times(
+    process: StepProcess, tmp_path: Path, kills: int
 ) -> None:
-    told = threading.Event()
+    told: list[str] = []
     errors: list[Exception] = []
-
-    def run() -> None:
-        try:
-            # It waits for a data server that is not there.
-            request = {"home": str(tmp_path), "arguments": {"tags": [], "site": None}}
-            process.run("data-list", request, print, Cancellation())
-        except FailedError as error:
-            errors.append(error)
-        told.set()
-
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=run_data_list, args=(process, tmp_path, told, errors))
     thread.start()
-    while not (found := children()):
+    killed: set[int] = set()
+    while len(killed) < kills and thread.is_alive():
+        for child in children():
+            if child.pid not in killed:
+                killed.add(child.pid)
+                with suppress(psutil.NoSuchProcess):
+                    child.kill()
         thread.join(0.01)
-    found[0].kill()
-    assert told.wait(30)
     thread.join()
-    assert "step 'data-list' ended without an answer (killed by SIGKILL)" in str(errors[0])
-    assert children() == []
+    again = ["the process of step 'data-list' ended (killed by SIGKILL), it is started again"]
+    assert told == again * min(kills, 4)
+    if kills < 5:
+        assert isinstance(errors[0], InvalidInputError | UnavailableError)
+    else:
+        assert "step 'data-list' ended without an answer (killed by SIGKILL)" in str(errors[0])
+        assert children() == []
 
 
 def test_a_cancelled_step_leaves_no_process(process: StepProcess, tmp_path: Path) -> None:

@@ -83,6 +83,24 @@ def test_a_report_that_is_sent_again_counts_once(store: Store, project: ProjectI
     assert (row.rounds_done, row.metrics) == (1, {"loss": 0.5})
 
 
+def test_a_round_gives_their_chances_back_to_those_who_took_part(store: Store, project: ProjectId) -> None:
+    store.observe(project, Observation(begun=True))
+    services = [
+        Service(ServiceName("p-7k2mqd-aggregator"), "aggregator", None),
+        Service(ServiceName("p-7k2mqd-agent-1"), "agent", LearnerId("learner-1")),
+        Service(ServiceName("p-7k2mqd-agent-2"), "agent", LearnerId("learner-2")),
+    ]
+    store.want_services(project, services)
+    for service in services:
+        store.count_restart(project, service.name, "it was killed")
+    report = parse_report(1, 1.0, "round.finished", {"round": 1, "fit_s": {"learner-2": 0.5}})
+    store.accept_reports(project, "aggregator", [report])
+    restarts = {
+        service.role + str(service.learner or ""): service.restarts for service in store.services(project)
+    }
+    assert restarts == {"aggregator": 0, "learner-1": 1, "learner-2": 0}
+
+
 def test_reports_after_the_end_are_acknowledged_and_dropped(store: Store, project: ProjectId) -> None:
     store.observe(project, Observation(failed=True), "because")
     report = Report(1, 5.0, EventKind.ROUND_FINISHED, {"round": 1, "metrics": {}})

@@ -1,6 +1,6 @@
 from flops.core.ids import LearnerId, ProjectId, ServiceName
 from flops.manager.rows import Service
-from flops.manager.supervision import Action, Verdict, judge
+from flops.manager.supervision import MAX_RESTARTS_OF_KILLED, Action, Verdict, judge
 from flops.orchestration import ServiceState, ServiceStatus
 
 PROJECT = ProjectId("p-7k2mqd")
@@ -28,15 +28,37 @@ def test_an_aggregator_that_ended_is_restarted_three_times_and_then_fails_the_pr
     (action,) = judged([AGGREGATOR], status(AGGREGATOR, "failed", 1))
     assert (action.verdict, action.reason) == (
         Verdict.RESTART,
-        "the aggregator ended (exit code 1): the last line - restart 1 of 3",
+        "the aggregator ended (exit code 1): the last line - restart 1 of 3 without progress",
     )
     tired = Service(AGGREGATOR.name, "aggregator", None, restarts=3)
     (action,) = judged([tired], status(tired, "failed", 1))
     assert action.verdict is Verdict.FAIL
     assert action.reason == (
-        "the aggregator ended (exit code 1): the last line; given up after 3 restarts"
+        "the aggregator ended (exit code 1): the last line; given up after 3 restarts without progress"
         " - see 'flops logs p-7k2mqd'"
     )
+
+
+def test_what_is_killed_has_more_chances_than_what_ends_by_itself_and_each_comes_later() -> None:
+    pauses = []
+    for restarts in range(MAX_RESTARTS_OF_KILLED):
+        tired = Service(AGGREGATOR.name, "aggregator", None, restarts=restarts)
+        (action,) = judged([tired], status(tired, "failed", -9))
+        assert action.verdict is Verdict.RESTART
+        pauses.append(action.pause_s)
+    assert pauses[:5] == [0.0, 0.0, 0.0, 0.5, 1.0]
+    assert pauses == sorted(pauses)
+    assert pauses[-1] == 30.0
+    tired = Service(AGGREGATOR.name, "aggregator", None, restarts=MAX_RESTARTS_OF_KILLED)
+    (action,) = judged([tired], status(tired, "failed", -9))
+    assert action.verdict is Verdict.FAIL
+
+
+def test_a_service_without_space_on_its_disk_is_started_again_for_as_long_as_it_takes() -> None:
+    tired = Service(AGGREGATOR.name, "aggregator", None, restarts=3)
+    (action,) = judged([tired], status(tired, "failed", 75))
+    assert action.verdict is Verdict.WAIT
+    assert action.pause_s > 1.0
 
 
 def test_a_service_that_vanished_is_started_again() -> None:

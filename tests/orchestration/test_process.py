@@ -16,6 +16,7 @@ import pytest
 from flops.core.errors import ConflictError, FailedError
 from flops.core.ids import ServiceName
 from flops.orchestration import ProcessOrchestrator, ServiceSpec, ServiceStatus
+from flops.orchestration.ending import judge
 from flops.orchestration.exits import ExitWatch
 from flops.orchestration.linux import MARKER, Identity, sweep
 from flops.orchestration.logfile import cap, open_log, read_tail
@@ -577,3 +578,10 @@ def test_watching_thread_survives_a_failing_step(caplog: pytest.LogCaptureFixtur
     finally:
         watch.close()
     assert "the ends of services are looked at again in 1 s" in caplog.text
+
+
+def test_pauses_between_restarts_begin_anew_once_an_attempt_has_lived_for_a_while() -> None:
+    spec = ServiceSpec(ServiceName(A), ("true",), "r", "p", restart="on-failure", max_restarts=1000)
+    at_once = judge(spec, -9, restarts=6, stopping=False, backoff_s=0.5, quick_ends=6)
+    after_a_while = judge(spec, -9, restarts=6, stopping=False, backoff_s=0.5, quick_ends=0)
+    assert (at_once.restart_in_s, after_a_while.restart_in_s) == (30.0, 0.5)

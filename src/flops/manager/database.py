@@ -16,6 +16,8 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import event
 
+from flops.core.disk import disk_full
+
 _BUSY_TIMEOUT_MS = 10_000
 _PRAGMAS = (
     "PRAGMA journal_mode=WAL",
@@ -44,16 +46,35 @@ def open_database(path: Path) -> sa.Engine:
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One consistent view of the database."""
-    with engine.begin() as connection:
+    """One consistent view of the database.
+
+    Raises:
+        DiskFullError: the database needs space and there is none.
+    """
+    with _disk_full_told(engine), engine.begin() as connection:
         yield connection
 
 
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One transaction that holds the write lock from its start; committed at the end, or rolled back."""
-    with engine.execution_options(writes=True).begin() as connection:
+    """One transaction that holds the write lock from its start; committed at the end, or rolled back.
+
+    Raises:
+        DiskFullError: there is no space for it; nothing was written.
+    """
+    with _disk_full_told(engine), engine.execution_options(writes=True).begin() as connection:
         yield connection
+
+
+@contextmanager
+def _disk_full_told(engine: sa.Engine) -> Iterator[None]:
+    try:
+        yield
+    except sa.exc.OperationalError as error:
+        if "disk is full" not in str(error.orig):
+            raise
+        folder = Path(engine.url.database or ".").parent
+        raise disk_full(folder, "the manager") from error
 
 
 def _prepare_connection(connection: Any, _record: object) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flops.core.clock import Clock
+from flops.core.disk import DiskFullError
 from flops.core.errors import FlopsError
 from flops.core.events import EventKind
 from flops.core.ids import ProjectId
@@ -90,11 +91,14 @@ class Packaging:
             self._run(EXPORT_ENVIRONMENT, request)
         except (Superseded, Cancelled):
             log.info("project %s: packaging was given up", self._project)
+        except DiskFullError as error:
+            log.warning("project %s: %s", self._project, error)
+            self._thread = None
+            return  # the next look of the reconciler is soon enough
         except Exception:
             log.exception("project %s: packaging", self._project)
-        finally:
-            self._thread = None
-            self._wake()
+        self._thread = None
+        self._wake()
 
     def _export(self, project: Project, request: Mapping[str, Any]) -> None:
         arguments = {
@@ -118,6 +122,8 @@ class Packaging:
 
         try:
             result = runner.run(step, request, progress, self._cancellation)
+        except DiskFullError:
+            raise
         except FlopsError as error:
             warning = f"the model is kept as bare parameters, it could not be exported: {error}"
             result = {"error": str(error), "warnings": [warning]}

@@ -9,6 +9,7 @@ import logging
 import threading
 from collections.abc import Callable
 
+from flops.core.disk import DiskFullError, disk_full, is_full
 from flops.core.errors import FlopsError, UnavailableError
 from flops.core.ids import ProjectId
 from flops.manager.cancellation import Cancellation, Cancelled
@@ -152,9 +153,24 @@ class _Task:
     def _advance(self) -> float:
         """One step of the project; answers how long to sleep at most."""
         try:
+            try:
+                return self._try_to_advance()
+            except OSError as error:
+                if is_full(error):
+                    raise disk_full(self._all.settings.home, f"project {self._project}") from error
+                raise
+        except DiskFullError as error:
+            # A full disk is nobody's failure, and there may be no space to note one.
+            log.warning("project %s: %s", self._project, error)
+            return TICK_S
+
+    def _try_to_advance(self) -> float:
+        try:
             more = self._lifecycle.advance()
         except (Superseded, Cancelled):
             return 0.0
+        except DiskFullError:
+            raise
         except UnavailableError as error:
             self._failures += 1
             log.warning("project %s: %s", self._project, error)
@@ -164,6 +180,8 @@ class _Task:
         except FlopsError as error:
             return self._fail(str(error))
         except Exception as error:
+            if is_full(error):
+                raise
             log.exception("project %s", self._project)
             return self._fail(
                 f"internal error of FLOps: {type(error).__name__}: {error} - see logs/manager.log"

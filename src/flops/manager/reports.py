@@ -122,9 +122,8 @@ def _add_round(connection: Connection, project: ProjectId, report: Report) -> No
 def _renew_chances(connection: Connection, project: ProjectId, learners: Any) -> None:
     """A round is progress for all who brought it about: they may be restarted as often as at first."""
     services = tables.services
-    took_part = services.c.learner.is_(None)
-    if isinstance(learners, Mapping):
-        took_part |= services.c.learner.in_([str(learner) for learner in learners])
+    names = [str(learner) for learner in learners] if isinstance(learners, Mapping) else []
+    took_part = sa.or_(services.c.learner.is_(None), services.c.learner.in_(names))
     connection.execute(
         sa.update(services)
         .where(services.c.project == project, services.c.restarts > 0, took_part)

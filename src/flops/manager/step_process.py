@@ -19,6 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any, Protocol
 
+from flops.core.disk import DiskFullError, disk_full, is_full
 from flops.core.errors import BY_CODE, FailedError, FlopsError
 from flops.manager.cancellation import Cancellation
 from flops.manager.process_tree import kill_tree
@@ -72,6 +73,8 @@ class StepProcess:
         answer = self._answer(step, request, progress, cancellation)
         if "error" in answer:
             kind = BY_CODE.get(answer["error"]["code"], FailedError)
+            if answer["error"].get("disk_full"):
+                kind = DiskFullError
             raise kind(answer["error"]["message"])
         result = answer["result"]
         assert isinstance(result, dict)
@@ -80,7 +83,7 @@ class StepProcess:
     def _answer(
         self, step: str, request: Mapping[str, Any], progress: Progress, cancellation: Cancellation
     ) -> dict[str, Any]:
-        """Run the step; one whose process was killed (for memory, or by somebody) is run again, a few times."""
+        """Run the step; one whose process was killed, for memory or by somebody, is run again a few times."""
         for attempt in range(1, _ATTEMPTS + 1):
             cancellation.check()
             process = self._start()
@@ -136,6 +139,8 @@ class StepProcess:
             _end(process)
             return None
         for line in process.stdout:
+            if not line.endswith("\n"):  # it died in the middle of it
+                break
             answer = json.loads(line)
             if "progress" not in answer:
                 assert isinstance(answer, dict)
@@ -205,6 +210,11 @@ def main() -> None:
             )
         except FlopsError as error:
             answer({"error": {"code": error.code, "message": str(error)}})
+        except OSError as error:
+            if not is_full(error):
+                raise
+            full = disk_full(Path(question["request"]["home"]), f"step '{question['step']}'")
+            answer({"error": {"code": full.code, "message": str(full), "disk_full": True}})
         else:
             answer({"result": result})
 

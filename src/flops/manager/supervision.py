@@ -2,8 +2,8 @@
 
 A service may be restarted for ever, as long as there is progress: its budget counts ends without progress,
 and a round that it took part in makes it whole again (`flops.manager.reports`). What is killed from outside
-has a larger budget than what ends by itself, and both rest longer before each attempt. A full disk is nobody's
-failure: it is waited for.
+has a larger budget than what ends by itself, and both rest longer before each attempt. A full disk is
+nobody's failure: it is waited for.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -110,7 +110,7 @@ def judge(
 
 
 def _pause_s(number: int) -> float:
-    """Before restart ``number`` of a service that was killed: none at first, then doubling from half a second."""
+    """Before restart ``number`` of a service that was killed: none at first, then doubling."""
     return 0.0 if number <= _AT_ONCE else min(_LONGEST_PAUSE_S, 0.25 * 2.0 ** (number - _AT_ONCE))
 
 

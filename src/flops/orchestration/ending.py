@@ -5,6 +5,9 @@ from dataclasses import dataclass
 
 from flops.orchestration.port import ServiceSpec, ServiceState
 
+SETTLED_S = 10.0
+"""An attempt that lived this long did not fail at its start: pauses begin anew."""
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -41,7 +44,13 @@ def pause_s(restarts: int, first_s: float, longest_s: float = 30.0) -> float:
 
 
 def judge(
-    spec: ServiceSpec, exit_code: int | None, *, restarts: int, stopping: bool, backoff_s: float
+    spec: ServiceSpec,
+    exit_code: int | None,
+    *,
+    restarts: int,
+    stopping: bool,
+    backoff_s: float,
+    quick_ends: int | None = None,
 ) -> Verdict:
     """Decide what a service that just ended is from now on.
 
@@ -53,6 +62,7 @@ def judge(
         restarts: attempts after the first, so far.
         stopping: the end was asked for.
         backoff_s: pause before the first restart.
+        quick_ends: attempts before this one that ended soon after their start, in a row; None: all did.
     """
     if stopping:
         return Verdict("exited", "stopped")
@@ -65,5 +75,5 @@ def judge(
         return Verdict("failed", what)
     if restarts >= spec.max_restarts:
         return Verdict("failed", f"{what}; given up after {restarts} restarts")
-    pause = pause_s(restarts, backoff_s)
+    pause = pause_s(restarts if quick_ends is None else quick_ends, backoff_s)
     return Verdict("pending", f"{what}; restart {restarts + 1} of {spec.max_restarts} in {pause:g} s", pause)

@@ -24,10 +24,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flops.core.clock import Clock, SystemClock
+from flops.core.disk import DiskFullError, disk_full, is_full
 from flops.core.errors import ConflictError, FailedError, FlopsError, UnavailableError
 from flops.core.ids import ServiceName
 from flops.orchestration import linux, logfile
-from flops.orchestration.ending import judge, restarted_after
+from flops.orchestration.ending import SETTLED_S, judge, restarted_after
 from flops.orchestration.exits import ExitWatch
 from flops.orchestration.port import (
     Node,
@@ -47,6 +48,7 @@ _PLATFORMS = {"x86_64": "linux/amd64", "aarch64": "linux/arm64"}
 _LOG_LIMIT_BYTES = 10 << 20
 _LOG_CHECK_S = 30.0
 _KILL_TIMEOUT_S = 5.0
+_DISK_FULL_PAUSE_S = 5.0
 
 
 @dataclass
@@ -63,7 +65,8 @@ class ProcessOrchestrator:
     Args:
         state_dir: one JSON file per service; made with mode 700.
         logs_dir: one log per service, each cut to its last half where it outgrows 10 MB.
-        backoff_s: pause before a first restart; doubles with each further one.
+        backoff_s: pause before a first restart; doubles with each further one, until an attempt has lived for
+            `SETTLED_S`.
         labels: what `nodes` says about this machine.
     """
 
@@ -227,6 +230,8 @@ class ProcessOrchestrator:
             logfile.cap(log_path, self._log_limit_bytes)
             log = logfile.open_log(log_path)
         except OSError as error:
+            if is_full(error):
+                raise disk_full(self._logs_dir, f"service {spec.name}") from error
             raise FailedError(
                 f"service {spec.name} cannot start: its state or log cannot be written: {error}"
                 " - check the disk and the rights of the folder"
@@ -327,13 +332,17 @@ class ProcessOrchestrator:
 
     def _end(self, service: _Service, code: int | None) -> None:
         record = service.record
+        if record.started_at is not None and self._clock.now() - record.started_at >= SETTLED_S:
+            record.quick_ends = 0
         verdict = judge(
             record.spec,
             code,
             restarts=record.restarts,
             stopping=record.stopping,
             backoff_s=self._backoff_s,
+            quick_ends=record.quick_ends,
         )
+        record.quick_ends += 1
         record.state, record.reason = verdict.state, verdict.reason
         record.exit_code, record.process = code, None
         if verdict.restart_in_s is not None:
@@ -347,6 +356,11 @@ class ProcessOrchestrator:
             service.record.restarts += 1
         try:
             self._launch(service)
+        except DiskFullError as error:
+            _log.warning("%s", error)
+            service.record.state, service.record.reason = "pending", str(error)
+            service.restart_at = self._clock.monotonic() + _DISK_FULL_PAUSE_S
+            self._announce(service)
         except FlopsError as error:
             service.record.state, service.record.reason = "failed", str(error)
             self._save_late(service.record)

@@ -24,7 +24,7 @@ class Record:
 
     Args:
         stopping: its end was asked for; written before the first signal, so that no crash brings it
-        back.
+        back. quick_ends: attempts in a row that ended soon after their start.
     """
 
     spec: ServiceSpec
@@ -35,6 +35,7 @@ class Record:
     started_at: float | None = None
     process: Identity | None = None
     stopping: bool = False
+    quick_ends: int = 0
 
     @property
     def live(self) -> bool:
@@ -74,6 +75,7 @@ class Record:
             "started_at": self.started_at,
             "process": None if self.process is None else asdict(self.process),
             "stopping": self.stopping,
+            "quick_ends": self.quick_ends,
         }
 
     @classmethod
@@ -95,6 +97,7 @@ class Record:
             started_at=value["started_at"],
             process=None if process is None else Identity(**process),
             stopping=value["stopping"],
+            quick_ends=value.get("quick_ends", 0),  # records of earlier versions have none
         )
 
 

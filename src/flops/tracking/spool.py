@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from flops.core.disk import DiskFullError, is_full
 from flops.core.errors import InvalidInputError, UnavailableError
 from flops.core.ids import ProjectId, project_id
 from flops.tracking.nudge import Listener, Nudge
@@ -50,7 +51,8 @@ class Spool:
             The spool's length: the records are shipped when the project's ``Result.offset`` has reached it.
         Raises:
             InvalidInputError: a record is over 1 MiB.
-            UnavailableError: the disk does not take them. Some of them may be written; append all again.
+            UnavailableError: the disk does not take them (DiskFullError: it has no space). Some of them may
+                be written; append all again.
         """
         lines = b"".join(_line(project, record) for record in records)
         try:
@@ -64,7 +66,8 @@ class Spool:
                 os.fsync(fd)
                 end = os.fstat(fd).st_size
         except OSError as error:
-            raise UnavailableError(
+            kind = DiskFullError if is_full(error) else UnavailableError
+            raise kind(
                 f"tracking records of project {project} cannot be written to {self.directory}: "
                 f"{error.strerror} - free space there, then try again"
             ) from error
