@@ -95,9 +95,7 @@ def test_a_round_gives_their_chances_back_to_those_who_took_part(store: Store, p
         store.count_restart(project, service.name, "it was killed")
     report = parse_report(1, 1.0, "round.finished", {"round": 1, "fit_s": {"learner-2": 0.5}})
     store.accept_reports(project, "aggregator", [report])
-    restarts = {
-        service.role + str(service.learner or ""): service.restarts for service in store.services(project)
-    }
+    restarts = {service.learner or service.role: service.restarts for service in store.services(project)}
     assert restarts == {"aggregator": 0, "learner-1": 1, "learner-2": 0}
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flops.core.disk import is_full
 from flops.core.errors import FailedError, FlopsError, InvalidInputError
 from flops.core.ids import ProjectId
 from flops.core.settings import Settings
@@ -56,6 +57,7 @@ def run_step(step: str, request: Mapping[str, Any], progress: Progress) -> dict[
 
     Raises:
         FlopsError: whatever goes wrong, other errors included (their traceback is in the log).
+        OSError: no space is left on the disk.
     """
     settings = Settings(home=Path(request["home"]))
     try:
@@ -73,6 +75,8 @@ def run_step(step: str, request: Mapping[str, Any], progress: Progress) -> dict[
     except FlopsError:
         raise
     except Exception as error:
+        if is_full(error):
+            raise
         import traceback
 
         traceback.print_exc()
