@@ -96,6 +96,8 @@ class Plan:
     max_update_norm: float | None = None
     cycles: int = 1
     """Of a hierarchy: what the root counts as rounds; ``rounds`` are those inside a cluster, per cycle."""
+    evaluate_every_round: bool = False
+    """Of a cluster: let its members also judge the model of each of its own rounds."""
 
 
 @dataclass(frozen=True)
@@ -150,16 +152,27 @@ class DataAccess:
     location: str
     token: str
     tags: tuple[str, ...]
-    site: str
+    site: str = ""
 
 
 @dataclass(frozen=True)
+class VirtualLearner:
+    """One of many learners that share an agent."""
+
+    learner: str
+    token: str
+    seed: int = 0
+    site: str = ""
+    """Whose fragments are its data."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class AgentConfig(_JsonFile):
     """Everything one agent process needs to know."""
 
     project: str
-    learner: str
-    token: str
+    learner: str = ""
+    token: str = ""
     aggregator: str
     python: str
     """Interpreter of the user's environment."""
@@ -169,14 +182,24 @@ class AgentConfig(_JsonFile):
     tls: Tls | None = None
     threads: int | None = None
     memory_mb: int | None = None
+    """Limit of the private memory of one learner's code."""
     seed: int = 0
     log: str | None = None
-    """Where the user's code prints."""
+    """Where the user's code prints; of several workers each has its number in the name."""
     isolate: bool = True
+    virtual: tuple[VirtualLearner, ...] = ()
+    """The learners of this agent; ``learner``, ``token``, ``seed`` and ``data.site`` say nothing then."""
+    workers: int = 1
+    """Processes that these learners share."""
 
-    @property
-    def link(self) -> Link:
-        return Link(self.aggregator, self.learner, self.token, self.tls)
+    def learners(self) -> tuple[VirtualLearner, ...]:
+        """Who takes part through this agent: the virtual learners, or the one that it is."""
+        site = self.data.site if self.data else ""
+        return self.virtual or (VirtualLearner(self.learner, self.token, self.seed, site),)
+
+    def link(self, learner: VirtualLearner) -> Link:
+        """Where one of the learners connects."""
+        return Link(self.aggregator, learner.learner, learner.token, self.tls)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -186,5 +209,6 @@ class AgentConfig(_JsonFile):
                 **data,
                 "data": DataAccess(**{**access, "tags": tuple(access["tags"])}) if access else None,
                 "tls": Tls(**data["tls"]) if data.get("tls") else None,
+                "virtual": tuple(VirtualLearner(**learner) for learner in data.get("virtual", ())),
             }
         )

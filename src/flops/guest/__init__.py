@@ -13,6 +13,7 @@ from flops.guest.process import Isolation
 from flops.guest.results import EvaluateResult, ExportResult, FitResult, Loaded
 from flops.guest.room import Room, guest_path
 from flops.guest.seat import Seat
+from flops.guest.worker import LastingSeat, Worker
 
 __all__ = [
     "EvaluateResult",
@@ -24,8 +25,10 @@ __all__ = [
     "GuestError",
     "GuestTimeout",
     "Isolation",
+    "LastingSeat",
     "Loaded",
     "Room",
     "Seat",
+    "Worker",
     "guest_path",
 ]
