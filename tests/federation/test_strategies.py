@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flops.core.errors import InvalidInputError
-from flops.federation import check_strategy, strategy_names
+from flops.federation import check_strategy
 from flops.federation.blocks import all_usable, blocks
 from flops.federation.flower import ExchangeGrid, FlowerStrategy, claim_process
 from flops.federation.mean import WeightedMean, weighted_metrics
 from flops.federation.model_file import as_dtype
-from flops.federation.strategies import _NOT_YET
+from flops.federation.strategies import _NOT_YET, flower_strategy_names
 from flops.federation.updates import MemoryBody, Update
 from flops_worker.tensors import Layout
 
@@ -197,7 +197,7 @@ def test_fedprox_sends_its_proximal_term_to_the_learners(start: Start) -> None:
     }
 
 
-@pytest.mark.parametrize("name", strategy_names())
+@pytest.mark.parametrize("name", flower_strategy_names())
 def test_every_strategy_that_can_be_named_exists_in_flower(name: str) -> None:
     assert hasattr(flower_strategies, name)
 
@@ -208,7 +208,7 @@ def test_every_strategy_of_flower_is_known_to_us() -> None:
         for name in flower_strategies.__all__
         if inspect.isclass(getattr(flower_strategies, name)) and name not in ("Strategy", "Result")
     }
-    assert concrete == set(strategy_names()) | set(_NOT_YET)
+    assert concrete == set(flower_strategy_names()) | set(_NOT_YET)
 
 
 def test_flowers_private_task_identity_is_where_we_think_it_is() -> None:

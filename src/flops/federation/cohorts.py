@@ -142,12 +142,12 @@ def choose(
         raise InvalidInputError(
             f"cohort policy '{policy[:40]}' is unknown - set training.cohort to one of {', '.join(_POLICIES)}"
         )
-    if target >= len(ready):
-        return list(ready)
+    if target <= 0 or target >= len(ready):
+        return list(ready) if target > 0 else []
     generator = np.random.default_rng(np.random.SeedSequence([abs(seed), round_number]))
     records = [history.of(learner) for learner in ready]
     examples = [max_examples.get(learner) for learner in ready]
-    chosen = order(generator, records, examples)[: max(0, target)]
+    chosen = order(generator, records, examples)[:target]
     return [ready[place] for place in sorted(chosen)]
 
 

@@ -99,14 +99,14 @@ class Roster:
             if len(ready) >= self.expected >= needed:
                 return ready
             if self.expected < needed:
-                raise FailedError(self._too_few(round_number, needed, len(ready)))
+                raise FailedError(self.too_few(round_number, needed, len(ready)))
             enough = len(ready) >= needed
             until = self._worth_waiting_until() if enough else begin + deadline_s
             now = self._clock.monotonic()
             if now >= until:
                 if enough:
                     return ready
-                raise FailedError(self._too_few(round_number, needed, len(ready), f" after {deadline_s:g} s"))
+                raise FailedError(self.too_few(round_number, needed, len(ready), f" after {deadline_s:g} s"))
             if told != len(ready):
                 told = len(ready)
                 self._reporter.report(
@@ -126,7 +126,8 @@ class Roster:
             until.append(self._start_until)
         return max(until, default=-math.inf)
 
-    def _too_few(self, round_number: int, needed: int, ready: int, when: str = "") -> str:
+    def too_few(self, round_number: int, needed: int, ready: int, when: str = "") -> str:
+        """Why a round cannot go on, and what to do."""
         kinds = {member.kind for member in self.members.values()}
         what = kinds.pop() if len(kinds) == 1 else "member"
         text = (
@@ -186,7 +187,7 @@ class Roster:
             self.away[member] = reason
             if kind == "gone" or member not in self._never_seen:
                 self._gone_since[member] = self._clock.monotonic()
-            self._tell(EventKind.LEARNER_LEFT, EventKind.CLUSTER_LEFT, member, reason=reason, final=False)
+                self._tell(EventKind.LEARNER_LEFT, EventKind.CLUSTER_LEFT, member, reason=reason, final=False)
             if said.header.get("protocol") is True:
                 self._strike(member, reason)
             if kind == "gone":

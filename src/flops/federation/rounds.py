@@ -122,9 +122,7 @@ class Rounds:
     @property
     def needed(self) -> int:
         """Members that must be there before a round starts."""
-        plan = self._plan
-        evaluate = plan.min_evaluate_learners if plan.fraction_evaluate > 0 else 0
-        return max(plan.min_available_learners, plan.min_fit_learners, evaluate, self.quorum)
+        return members_needed(self._plan)
 
     # -- training
 
@@ -257,11 +255,7 @@ class Rounds:
 
     def deadline_s(self) -> float:
         """How long members have for an answer."""
-        if self._plan.round_deadline_s is not None:
-            return self._plan.round_deadline_s
-        if self.slowest_s is None:
-            return _FIRST_ROUND_S
-        return max(_SHORTEST_DEADLINE_S, _TIMES_SLOWEST * self.slowest_s)
+        return answer_deadline_s(self._plan, self.slowest_s)
 
     def _collect(
         self,
@@ -457,6 +451,23 @@ class Rounds:
                 )
             if tensor.nbytes:
                 writer.write(tensor.offset, _bytes_of(array, tensor.numpy_dtype))
+
+
+def members_needed(plan: Plan) -> int:
+    """Members that must be there before work is given out."""
+    evaluate = plan.min_evaluate_learners if plan.fraction_evaluate > 0 else 0
+    return max(plan.min_available_learners, plan.min_fit_learners, evaluate, plan.quorum or 0)
+
+
+def answer_deadline_s(plan: Plan, slowest_s: float | None) -> float:
+    """How long a member has for an answer.
+
+    Args:
+        slowest_s: the longest that an accepted one ever took; None: there was none.
+    """
+    if plan.round_deadline_s is not None:
+        return plan.round_deadline_s
+    return _FIRST_ROUND_S if slowest_s is None else max(_SHORTEST_DEADLINE_S, _TIMES_SLOWEST * slowest_s)
 
 
 def learner_seed(seed: int, slot: int, round_number: int) -> int:

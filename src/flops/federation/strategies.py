@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -16,6 +17,7 @@ class Reduction(Enum):
     OPTIMISER = "a server optimiser steps from the weighted mean: streamed"
     BLOCKS = "every parameter by itself: spooled updates, one block at a time"
     ALL = "learners compared with each other: all updates at once"
+    ONE_BY_ONE = "asynchronous: each update on its arrival, whatever the others do"
 
 
 _STRATEGIES = {
@@ -31,7 +33,64 @@ _STRATEGIES = {
     "MultiKrum": Reduction.ALL,
     "Bulyan": Reduction.ALL,
     "QFedAvg": Reduction.ALL,
+    "FedAsync": Reduction.ONE_BY_ONE,
+    "FedBuff": Reduction.ONE_BY_ONE,
+    "FedAT": Reduction.ONE_BY_ONE,
 }
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """What a parameter of a strategy of our own may be: one of some words, or a number within bounds."""
+
+    kind: type
+    default: int | float | str | None
+    """None: it follows from other things, or has no bound."""
+    low: float = 0.0
+    high: float = math.inf
+    words: tuple[str, ...] = ()
+    above_low: bool = False
+    """The lower bound itself is excluded."""
+
+    def problem(self, value: Any) -> str | None:
+        """What a value should be instead; None for one that can be."""
+        if self.words:
+            return None if value in self.words else f"must be one of {', '.join(self.words)}"
+        whole = self.kind is int
+        fits = type(value) is int or (not whole and type(value) is float)
+        if fits and self.low <= value <= self.high and not (self.above_low and value == self.low):
+            return None
+        first = f"above {self.low:g} and at most" if self.above_low else f"from {self.low:g} to"
+        return f"must be a {'whole ' if whole else ''}number {first} {self.high:.10g}"
+
+
+_MAX_STALENESS = Parameter(int, None, 0, 1_000_000)
+_PROXIMAL_MU = Parameter(float, 0.0, 0.0, 1e6)
+_STALENESS = {
+    "staleness": Parameter(str, "polynomial", words=("constant", "hinge", "polynomial")),
+    "a": Parameter(float, None, 0.0, 1000.0),
+    "b": Parameter(float, 4, 0.0, 1_000_000),
+    "max_staleness": _MAX_STALENESS,
+    "proximal_mu": _PROXIMAL_MU,
+}
+ASYNCHRONOUS: Mapping[str, Mapping[str, Parameter]] = {
+    "FedAsync": {
+        "alpha": Parameter(float, 0.6, 0.0, 1.0, above_low=True),
+        "updates_per_round": Parameter(int, None, 1, 10_000),
+        **_STALENESS,
+    },
+    "FedBuff": {
+        "buffer_size": Parameter(int, None, 1, 10_000),
+        "server_learning_rate": Parameter(float, 1.0, 0.0, 100.0, above_low=True),
+        **_STALENESS,
+    },
+    "FedAT": {
+        "tiers": Parameter(int, 3, 2, 20),
+        "max_staleness": _MAX_STALENESS,
+        "proximal_mu": _PROXIMAL_MU,
+    },
+}
+"""The strategies of `flops.federation.asynchronous`, and their parameters."""
 
 _NOT_YET = {
     "FedXgbBagging": "its model grows every round",
@@ -61,6 +120,11 @@ def strategy_names() -> list[str]:
     return list(_STRATEGIES)
 
 
+def flower_strategy_names() -> list[str]:
+    """Those of them that are Flower's."""
+    return [name for name in _STRATEGIES if name not in ASYNCHRONOUS]
+
+
 def check_strategy(name: str, parameters: Mapping[str, Any]) -> Reduction:
     """Check a strategy's name, and its parameters as far as that needs no flwr.
 
@@ -85,4 +149,27 @@ def check_strategy(name: str, parameters: Mapping[str, Any]) -> Reduction:
             raise InvalidInputError(f"strategy parameter {key} is fixed by FLOps - leave it out")
         if isinstance(value, float) and not math.isfinite(value):
             raise InvalidInputError(f"strategy parameter {key} must be a finite number (is {value})")
+        if name in ASYNCHRONOUS:
+            _check_own(name, key, value)
     return _STRATEGIES[name]
+
+
+def asynchronous_parameters(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of an asynchronous strategy: those that were given, and the defaults of the others.
+
+    Raises:
+        InvalidInputError: as `check_strategy`.
+    """
+    check_strategy(name, given)
+    return {key: parameter.default for key, parameter in ASYNCHRONOUS[name].items()} | dict(given)
+
+
+def _check_own(name: str, key: str, value: Any) -> None:
+    parameter = ASYNCHRONOUS[name].get(key)
+    if parameter is None:
+        near = difflib.get_close_matches(key, ASYNCHRONOUS[name], n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(ASYNCHRONOUS[name])}"
+        raise InvalidInputError(f"strategy {name} has no parameter {key} - {hint}")
+    problem = parameter.problem(value)
+    if problem is not None:
+        raise InvalidInputError(f"strategy parameter {key} of {name} {problem} (is {str(value)[:40]})")
