@@ -164,6 +164,30 @@ def test_a_project_ends_with_a_registered_model(manager: "ManagerProcess", sklea
         assert {"MLmodel", "parameters.safetensors"} <= set(files.getnames())
 
 
+def test_an_extended_project_registers_a_second_version(
+    manager: "ManagerProcess", sklearn_repository: Path
+) -> None:
+    run = Run(manager, sklearn_repository, rounds=2)
+    run.until("project.state", state="finished")
+    address = f"/v1/projects/{run.id}/extend"
+    assert run.client.post(address, json={"rounds": 0}).status_code == 422
+    assert run.client.post(address, json={"rounds": 100_000}).status_code == 422
+    answer = run.client.post(address, json={"rounds": 2})
+    assert answer.json()["state"] == "deploying", answer.text
+    assert run.rounds() == [1, 2, 3, 4]
+    project = run.shown()
+    assert (project["state"], project["rounds_total"]) == ("finished", 4)
+    mine = [model for model in run.client.get("/v1/models").json()["models"] if model["project"] == run.id]
+    assert sorted(model["version"] - mine[-1]["version"] for model in mine) == [0, 1]
+    assert project["model"]["version"] == mine[0]["version"]
+    for model in mine:
+        archive = f"/v1/models/{model['name']}/versions/{model['version']}/archive"
+        assert run.client.get(archive).status_code == 200
+    (export,) = (manager.home / "projects" / run.id / "export").iterdir()
+    assert export.name == "rounds-4"
+    assert run.processes() == []
+
+
 def test_a_model_without_a_flavor_keeps_its_parameters(
     manager: "ManagerProcess", make_repository: Callable[..., Path]
 ) -> None:

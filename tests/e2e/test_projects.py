@@ -95,6 +95,35 @@ def test_a_training_that_was_paused_arrives_at_the_same_bits(user: User, reposit
     assert f"project {project} is finished" in refused.stderr
 
 
+def test_an_extended_project_arrives_at_the_bits_of_one_that_had_all_rounds_from_the_start(
+    user: User, repository: Repository
+) -> None:
+    folder = repository()
+    options = ("--tag", "e2e", "--min-learners", "3", "--seed", "3", "--strategy", "FedAdam")
+    whole = user.project(str(folder), *options, "--rounds", "6")
+    assert whole["state"] == "finished", whole["reason"]
+    project = user.project(str(folder), *options, "--rounds", "2")["id"]
+    for rounds in (1, 3):
+        extended = user.flops("extend", project, "--rounds", str(rounds), "--json")
+        assert extended.document[0]["state"] == "deploying", extended.stderr
+        refused = user.flops("extend", project, "--rounds", "1")
+        assert refused.code == 1
+        assert "wait until it has finished" in refused.stderr
+        watched = user.flops("attach", project, "--json")
+        assert watched.code == 0, watched.stdout
+        assert watched.lines[-1]["state"] == "finished"
+    shown = user.flops("show", project, "--json").document
+    assert (shown["rounds_done"], shown["rounds_total"], shown["best_round"]) == (
+        6,
+        6,
+        whole["best_round"],
+    )
+    assert [data["round"] for data in user.events(project, "round.finished")] == list(range(1, 7))
+    assert [data["rounds"] for data in user.events(project, "training.finished")] == [2, 3, 6]
+    for name in ("model.safetensors", "global-6.safetensors"):
+        assert _model(user, project, name) == _model(user, whole["id"], name)
+
+
 def test_a_paused_project_outlives_its_manager_and_is_no_reason_to_keep_it(
     user: User, repository: Repository
 ) -> None:
@@ -118,8 +147,8 @@ def _wait_for_rounds(user: User, project: str, rounds: int) -> None:
         assert time.monotonic() < deadline, user.flops("events", project).stdout
 
 
-def _model(user: User, project: str) -> bytes:
-    return bytes((user.home / "projects" / project / "state" / "model.safetensors").read_bytes())
+def _model(user: User, project: str, name: str = "model.safetensors") -> bytes:
+    return bytes((user.home / "projects" / project / "state" / name).read_bytes())
 
 
 def test_a_thesis_sla_runs_as_it_is(user: User, repository: Repository, tmp_path: Path) -> None:

@@ -139,6 +139,37 @@ def test_a_project_becomes_a_run_and_a_version_that_can_be_loaded(
     assert loaded.predict(np.array([[0.0], [3.0]])).tolist() == [0, 1]
 
 
+@pytest.mark.slow
+def test_a_run_that_had_ended_goes_on_and_gets_a_version_of_its_own(
+    home: "Home", exported: Path, contents: Contents
+) -> None:
+    def model(rounds: int) -> ModelExported:
+        return ModelExported(time=1004.0, round=2, rounds=rounds, name="digits", directory=str(exported))
+
+    def status() -> str:
+        return str(contents(home.tracking_uri)["runs"][0]["status"])
+
+    with home.spool.listen_for_results() as ear:
+        home.start_recorder()
+        home.spool.append(PROJECT, STARTED, metrics(2), model(2), RunEnded(time=1005.0, status="FINISHED"))
+        first = home.wait_for(PROJECT, lambda result: result.status is not None, ear=ear)
+        home.spool.append(PROJECT, STARTED, metrics(3))
+        home.wait_for(PROJECT, lambda result: result.status is None, ear=ear)
+        assert status() == "RUNNING"
+        home.spool.append(PROJECT, model(3), model(3), RunEnded(time=1009.0, status="FINISHED"))
+        second = home.wait_for(PROJECT, lambda result: result.status is not None, ear=ear)
+    assert first.model is not None
+    assert second.model is not None
+    assert (first.model.version, first.model.rounds) == (1, 2)
+    assert (second.model.version, second.model.rounds, second.model.round) == (2, 3, 2)
+    assert first.run_id == second.run_id
+    written = contents(home.tracking_uri)
+    (run,) = written["runs"]
+    assert (run["status"], run["end"]) == ("FINISHED", 1_009_000)
+    assert [step for step, _, _ in run["metrics"]["loss"]] == [2, 3]
+    assert len(written["models"]) == 2
+
+
 def test_what_cannot_be_tracked_is_refused_and_the_rest_goes_on(
     home: "Home", contents: Contents, tmp_path: Path
 ) -> None:

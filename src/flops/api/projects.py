@@ -62,6 +62,15 @@ def project_routes(manager: Manager) -> APIRouter:
     def resume_project(project: str) -> Any:
         return manager.resume(project_id(project))
 
+    @routes.post(
+        "/{project}/extend",
+        response_model=schemas.ProjectView,
+        responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+        summary="Let a finished or paused project train more rounds",
+    )
+    def extend_project(project: str, extension: schemas.Extension) -> Any:
+        return manager.extend(project_id(project), extension.rounds)
+
     @routes.delete(
         "/{project}",
         status_code=HTTPStatus.NO_CONTENT,

@@ -30,6 +30,11 @@ class Submission(_Request):
     """Our own form or the SLA of the FLOps thesis."""
 
 
+class Extension(_Request):
+    rounds: Annotated[int, Field(ge=1, le=100_000)]
+    """More than the project has; in a hierarchy: cycles."""
+
+
 class LearnerView(BaseModel):
     id: str
     site: str

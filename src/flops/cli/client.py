@@ -93,6 +93,9 @@ class ManagerClient:
     def resume(self, project: str) -> dict[str, Any]:
         return self._object("POST", _path("projects", project, "resume"))
 
+    def extend(self, project: str, rounds: int) -> dict[str, Any]:
+        return self._object("POST", _path("projects", project, "extend"), json={"rounds": rounds})
+
     def remove(self, project: str, *, force: bool) -> None:
         self._call("DELETE", _path("projects", project), params={"force": force})
 

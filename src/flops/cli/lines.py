@@ -5,7 +5,7 @@ from typing import Any
 
 from rich.text import Text
 
-from flops.cli.follow import ProjectEvent
+from flops.cli.follow import RESTING, ProjectEvent
 from flops.cli.output import clean, duration, number, percent, size
 from flops.cli.progress import Progress
 from flops.core.events import EventKind
@@ -26,7 +26,7 @@ class Lines:
         self._progress = progress
         self._verbose = verbose
         self._rounds_headed = False
-        self._paused = False
+        self._rested: str | None = None
 
     def heading(self, project: Mapping[str, Any]) -> Iterator[Text]:
         text = Text(f"{project['id']}", style="bold cyan")
@@ -40,11 +40,7 @@ class Lines:
         data = event.data
         match event.kind:
             case EventKind.PROJECT_STATE:
-                if self._paused and event.state in ("preparing", "deploying"):
-                    yield Text("  resumed", "yellow")
-                self._paused = event.state == "paused"
-                if self._paused:
-                    yield Text("  paused", "yellow")
+                yield from self._turn(str(event.state), data)
             case EventKind.STEP_FINISHED:
                 yield self._step(data)
             case EventKind.STEP_PROGRESS if self._verbose:
@@ -68,6 +64,15 @@ class Lines:
                 yield from self._round()
             case EventKind.TRAINING_FAILED:
                 yield Text(f"  x training failed: {clean(data.get('reason'))}", "red")
+
+    def _turn(self, state: str, data: Mapping[str, Any]) -> Iterator[Text]:
+        """A rest, and its end."""
+        if self._rested is not None and state not in ("stopping", "stopped"):
+            resumed = self._rested == "paused" and state != "paused"
+            yield Text("  resumed" if resumed else f"  {clean(data.get('reason'))}", "yellow")
+        elif state == "paused":
+            yield Text("  paused", "yellow")
+        self._rested = state if state in RESTING else None
 
     def _step(self, data: Mapping[str, Any]) -> Text:
         text = Text("  \N{CHECK MARK} ", style="green")
@@ -108,8 +113,8 @@ def result(project: Mapping[str, Any], progress: Progress) -> Iterator[Text]:
     """The end of a project: what came out, where it is, what to do next."""
     name, state = project["id"], project["state"]
     took = ""
-    if progress.started is not None and progress.ended is not None:
-        took = f" in {duration(progress.ended - progress.started)}"
+    if progress.took_s is not None:
+        took = f" in {duration(progress.took_s)}"
     yield Text()
     if state != "finished":
         text = Text(state, style="bold red" if state == "failed" else "bold yellow")

@@ -41,6 +41,8 @@ class Progress:
     reason: str | None = None
     started: float | None = None
     ended: float | None = None
+    """When it came to rest."""
+    rested_s: float = 0.0
     running: dict[str, Step] = field(default_factory=dict)
     connected: set[str] = field(default_factory=set)
     waiting_for: int | None = None
@@ -67,10 +69,9 @@ class Progress:
         match event.kind:
             case EventKind.PROJECT_STATE:
                 self.state, self.reason = str(data.get("state")), data.get("reason")
-                self.ended = event.time if self.state in RESTING else None
-                if self.state in RESTING:
-                    self.running.clear()
-                elif self.state == "deploying":  # of a project that was paused, too
+                self._rest(event.time)
+                self.rounds_total = data.get("rounds_total") or self.rounds_total
+                if self.state == "deploying":  # of a project that rested, too
                     self.connected.clear()
                     self.waiting_for = self.round_started = None
                     self.training_over = False
@@ -107,6 +108,20 @@ class Progress:
                 self.training_over = True
             case EventKind.MODEL_REGISTERED:
                 self.model = data
+
+    def _rest(self, now: float) -> None:
+        if self.ended is not None:
+            self.rested_s += now - self.ended
+        self.ended = now if self.state in RESTING else None
+        if self.state in RESTING:
+            self.running.clear()
+
+    @property
+    def took_s(self) -> float | None:
+        """From the submission to the rest, without earlier rests; None while the project goes on."""
+        if self.started is None or self.ended is None:
+            return None
+        return self.ended - self.started - self.rested_s
 
     def _finish_round(self, data: Mapping[str, Any]) -> None:
         left_out = data.get("left_out") or {}

@@ -1,4 +1,6 @@
-"""Looking at projects, pausing and ending them: ls, show, logs, events, pause, resume, stop, rm."""
+"""Looking at projects, pausing and ending them: ls, show, logs, events, pause, resume, extend, stop,
+rm.
+"""
 
 import time
 from collections.abc import Sequence
@@ -38,6 +40,7 @@ def register(app: typer.Typer) -> None:
         ("events", events),
         ("pause", pause),
         ("resume", resume),
+        ("extend", extend),
         ("stop", stop),
         ("rm", remove),
     ):
@@ -252,6 +255,21 @@ def resume(projects: ProjectArguments, as_json: JsonFlag = False) -> None:
     with manager() as client:
         resumed = [client.resume(project) for project in projects]
     _print_states(resumed, as_json=as_json, advice="watch it with 'flops attach {}'")
+
+
+def extend(
+    project: ProjectArgument,
+    rounds: Annotated[int, typer.Option("--rounds", "-r", min=1, help="How many more.")],
+    as_json: JsonFlag = False,
+) -> None:
+    """Train more rounds of a finished or paused project, and register the outcome as its next version."""
+    from flops.cli.session import manager
+
+    with manager() as client:
+        extended = client.extend(project, rounds)
+    paused = extended["state"] == "paused"
+    advice = "resume it with 'flops resume {}'" if paused else "watch it with 'flops attach {}'"
+    _print_states([extended], as_json=as_json, advice=advice)
 
 
 def _print_states(projects: Sequence[dict[str, Any]], *, as_json: bool, advice: str = "") -> None:

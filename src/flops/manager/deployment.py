@@ -78,10 +78,13 @@ def write_configurations(
     spec: ProjectSpec,
     learners: Sequence[Learner],
     results: Mapping[str, Mapping[str, Any]],
+    *,
+    rounds: int,
 ) -> None:
     """Write what the aggregator and every agent need to know.
 
     Args:
+        rounds: to train in all: those of the spec, and those that were asked for later.
         results: of the preparing steps, by name.
     """
     paths = ProjectPaths.of(settings, project)
@@ -102,7 +105,7 @@ def write_configurations(
         initial_model=str(paths.initial_model),
         state_dir=str(paths.state),
         plan=Plan(
-            rounds=training.rounds,
+            rounds=rounds,
             strategy=training.strategy.name,
             strategy_parameters=training.strategy.parameters,
             fraction_fit=training.fraction_fit,

@@ -176,7 +176,9 @@ class Lifecycle:
         self._store.want_services(project.id, deployment.services_of(project.id, learners))
         spec = self._spec()
         results = self._store.steps(project.id)
-        deployment.write_configurations(self._all.settings, project.id, spec, learners, results)
+        deployment.write_configurations(
+            self._all.settings, project.id, spec, learners, results, rounds=project.rounds_total
+        )
         self._all.support()
         self._all.tracker.begin(project, spec, results)
         live = {status.name for status in self._all.orchestrator.list(project.id) if status.live}

@@ -49,6 +49,7 @@ log = logging.getLogger(__name__)
 PREPARING_AT_ONCE = 4
 STOP_TIMEOUT_S = 15.0
 _DATA_CALLS_AT_ONCE = 2
+MAX_ROUNDS = 100_000
 _ENDING = frozenset({EventKind.TRAINING_FINISHED, EventKind.TRAINING_FAILED})
 
 
@@ -196,6 +197,8 @@ class Manager:
         before = self._store.project(project)
         if before.state is not State.PAUSED:
             advice = "try again when it is paused" if before.state is State.PAUSING else "nothing to resume"
+            if before.state is State.FINISHED:
+                advice = f"train more rounds with 'flops extend {project}'"
             if before.state in PAUSABLE:
                 advice = f"it goes on by itself, watch it with 'flops attach {project}'"
             raise ConflictError(f"project {project} is {before.state} - {advice}")
@@ -203,6 +206,31 @@ class Manager:
         self._store.observe(
             project, Observation(resume_requested=True, prepared=prepared), "resume was requested"
         )
+        self._reconciler.take(project)
+        return self.project(project)
+
+    def extend(self, project: ProjectId, rounds: int) -> dict[str, Any]:
+        """Let a finished project train more rounds, to the same model as if all had been asked for at once; a
+        paused one trains them when it is resumed.
+
+        Raises:
+            ConflictError: it is neither finished nor paused.
+            InvalidInputError: these are more rounds than a project can have.
+        """
+        row = self._store.project(project)
+        if row.state not in (State.FINISHED, State.PAUSED):
+            advice = "only a finished or paused project can be extended"
+            if not row.terminal:
+                advice = f"wait until it has finished, or pause it first with 'flops pause {project}'"
+            raise ConflictError(f"project {project} is {row.state} - {advice}")
+        if row.rounds_total + rounds > MAX_ROUNDS:
+            raise InvalidInputError(
+                f"project {project} has {row.rounds_total} rounds, {rounds} more are over {MAX_ROUNDS} - "
+                "ask for fewer"
+            )
+        if not self._reconciler.wait_settled(project, STOP_TIMEOUT_S):
+            raise ConflictError(f"project {project} is still being cleaned up - try again")
+        self._store.extend(project, rounds)
         self._reconciler.take(project)
         return self.project(project)
 
@@ -408,7 +436,7 @@ class Manager:
                 and project.tracking is None
                 and REGISTER in self._store.steps(project.id)
                 and (outcome := self._tracker.result(project.id)) is not None
-                and (outcome.model or outcome.artifact)
+                and packaging.arrived(project, outcome)
             ):
                 packaging.take_over(self.settings, self._store, self._clock, project, outcome)
 

@@ -30,6 +30,7 @@ from flops.tracking import Result
 log = logging.getLogger(__name__)
 
 REGISTRATION_TIMEOUT_S = 120.0
+PARAMETERS = "parameters.safetensors"
 
 
 class Packaging:
@@ -56,6 +57,7 @@ class Packaging:
         self._wake = wake
         self._thread: threading.Thread | None = None
         self._deadline: float | None = None
+        self._refused_before = 0
 
     def prepare_environment(self, request: Mapping[str, Any]) -> None:
         """Begin to make the export's environment, in a thread, where that was not done before."""
@@ -102,8 +104,9 @@ class Packaging:
 
     def _export(self, project: Project, request: Mapping[str, Any]) -> None:
         arguments = {
-            "model_file": (project.training or {}).get("model_file"),
+            "model_file": str(self._keep_parameters(project)),
             "name": _model_name(project),
+            "directory": str(self._folder(project) / "model"),
         }
         failed = request["results"][EXPORT_ENVIRONMENT].get("error")
         if failed is None:
@@ -111,6 +114,17 @@ class Packaging:
         else:
             self._store.start_step(project.id, EXPORT)
             self._store.finish_step(project.id, EXPORT, {"error": failed})
+
+    def _folder(self, project: Project) -> Path:
+        return ProjectPaths.of(self._settings, project.id).export(_rounds(project))
+
+    def _keep_parameters(self, project: Project) -> Path:
+        """The best model under a name of its own: an extension makes the aggregator's a better one."""
+        path = self._folder(project) / PARAMETERS
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _link((project.training or {})["model_file"], str(path))
+        return path
 
     def _run(self, step: str, request: Mapping[str, Any]) -> None:
         """Run one step; its failure is its result, and a warning."""
@@ -135,32 +149,30 @@ class Packaging:
 
     def _register(self, project: Project, results: Mapping[str, Mapping[str, Any]]) -> bool:
         """Tell the recorder, and wait for what it makes of it."""
-        parameters = Path((project.training or {})["model_file"])
         exported = results[EXPORT].get("directory")
+        outcome = self._tracker.result(project.id)
         if self._deadline is None:
+            parameters = self._keep_parameters(project)
+            self._refused_before = outcome.refused_count if outcome is not None else 0
             self._store.start_step(project.id, REGISTER)
             if exported is None:
-                self._tracker.parameters(project, parameters)
+                self._tracker.parameters(project, parameters, rounds=_rounds(project))
             else:
                 self._tracker.model(
                     project,
                     name=_model_name(project),
                     directory=exported,
                     parameters=str(parameters),
-                    tags={
-                        "flops.project": project.id,
-                        "flops.commit": results["fetch"]["commit"],
-                        "flops.lock": results["lock"]["hash"],
-                    },
+                    rounds=_rounds(project),
+                    tags=self._lineage(project, results),
                 )
             self._deadline = self._clock.monotonic() + REGISTRATION_TIMEOUT_S
-        outcome = self._tracker.result(project.id)
-        arrived = outcome is not None and (outcome.model or outcome.artifact)
-        if outcome is not None and arrived:
+        if outcome is not None and arrived(project, outcome):
             take_over(self._settings, self._store, self._clock, project, outcome)
+            self._drop_older_exports(project)
             self._store.finish_step(project.id, REGISTER, {})
             return True
-        if outcome is not None and outcome.refused_count:
+        if outcome is not None and outcome.refused_count > self._refused_before:
             reason = outcome.refused[-1].reason if outcome.refused else "no reason given"
             return self._give_up(f"the model could not be registered: {reason}")
         if self._clock.monotonic() >= self._deadline:
@@ -169,9 +181,40 @@ class Packaging:
             )
         return False
 
+    def _lineage(self, project: Project, results: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        """Tags that say what the version was made from."""
+        tags = {
+            "flops.project": project.id,
+            "flops.commit": results["fetch"]["commit"],
+            "flops.lock": results["lock"]["hash"],
+        }
+        outcome = self._tracker.result(project.id)
+        own = outcome.model if outcome is not None and arrived(project, outcome) else None
+        earlier = [
+            model
+            for model in self._store.models(project.id)
+            if own is None or (model.name, model.version) != (own.name, own.version)
+        ]
+        if earlier:
+            tags["flops.previous"] = f"{earlier[0].name}/{earlier[0].version}"
+        return tags
+
+    def _drop_older_exports(self, project: Project) -> None:
+        """The recorder has what an extension left behind: it ships in order."""
+        current = self._folder(project)
+        for folder in current.parent.iterdir():
+            if folder != current:
+                shutil.rmtree(folder, ignore_errors=True)
+
     def _give_up(self, warning: str) -> bool:
         self._store.finish_step(self._project, REGISTER, {"warnings": [warning]})
         return True
+
+
+def arrived(project: Project, outcome: Result) -> bool:
+    """Whether the recorder has what the project exported last."""
+    kept = (outcome.model, outcome.artifact)
+    return any(item is not None and item.rounds == _rounds(project) for item in kept)
 
 
 def take_over(settings: Settings, store: Store, clock: Clock, project: Project, outcome: Result) -> None:
@@ -186,7 +229,7 @@ def take_over(settings: Settings, store: Store, clock: Clock, project: Project, 
             },
         )
     model = outcome.model
-    if model is None:
+    if model is None or model.rounds != _rounds(project):
         return
     folder = model.path or _keep(settings, project, model.name, model.version)
     store.add_model(
@@ -203,6 +246,11 @@ def take_over(settings: Settings, store: Store, clock: Clock, project: Project, 
     )
 
 
+def _rounds(project: Project) -> int:
+    """How many were trained in all: tells the versions of an extended project apart."""
+    return int((project.training or {}).get("rounds") or project.rounds_done)
+
+
 def _model_name(project: Project) -> str:
     return str((project.spec.get("model") or {}).get("name") or project.name)
 
@@ -211,14 +259,15 @@ def _keep(settings: Settings, project: Project, name: str, version: int) -> Path
     """Keep the exported model and its parameters below ``models``, where MLflow's copy is on another
     machine.
     """
-    source = ProjectPaths.of(settings, project.id).export / "model"
+    export = ProjectPaths.of(settings, project.id).export(_rounds(project))
+    source = export / "model"
     target = models_dir(settings) / name / str(version)
     if target.exists() or not source.exists():
         return target if target.exists() else None
     aside = target.with_name(f".{version}.new")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(source, aside, copy_function=_link)
-    _link((project.training or {})["model_file"], str(aside / "parameters.safetensors"))
+    _link(str(export / PARAMETERS), str(aside / PARAMETERS))
     aside.rename(target)
     return target
 

@@ -44,9 +44,11 @@ class ProjectPaths:
     def logs(self) -> Path:
         return self.folder / "logs"
 
-    @property
-    def export(self) -> Path:
-        return self.folder / "export"
+    def export(self, rounds: int) -> Path:
+        """What is handed to the tracker of the model after so many rounds: ``model`` in MLflow's format, and
+        its bare parameters.
+        """
+        return self.folder / "export" / f"rounds-{rounds}"
 
 
 def data_token_file(settings: Settings) -> Path:

@@ -5,6 +5,7 @@ submitted -> preparing -> deploying -> training -> packaging -> finished
      any of these -> failed                any of these -> stopping -> stopped
 submitted .. training -> pausing -> paused -> preparing | deploying
                                     paused -> stopping -> stopped
+finished -> deploying, where more rounds are asked for
 ```
 
 Nothing here does anything; the store commits what these functions answer, the reconciler acts on it
@@ -55,6 +56,7 @@ class Observation:
     stop_requested: bool = False
     pause_requested: bool = False
     resume_requested: bool = False
+    extended: bool = False
     services_gone: bool = False
 
 
@@ -64,6 +66,8 @@ def next_state(state: State, seen: Observation) -> State:
     A stop wins over a failure, a failure over a pause, and a pause over progress: whoever asked for the stop
     is not told that it failed. At most one step is taken, so every state on the way is committed and seen.
     """
+    if state is State.FINISHED and seen.extended:
+        return State.DEPLOYING
     if state in TERMINAL:
         return state
     if state is State.STOPPING:

@@ -178,10 +178,10 @@ def export(work: Work) -> dict[str, Any]:
     """The best model as a folder in MLflow's format."""
     from flops.guest import Guest, Room
 
-    if work.paths.export.exists():
-        shutil.rmtree(work.paths.export)
-    directory = work.paths.export / "model"
-    work.paths.export.mkdir(parents=True)
+    directory = Path(work.arguments["directory"])
+    if directory.exists():  # of an attempt that was cut off
+        shutil.rmtree(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
     room = Room(Path(work.results["export-environment"]["python"]), Path(work.results["fetch"]["path"]))
     fd = os.open(work.arguments["model_file"], os.O_RDONLY | os.O_CLOEXEC)
     try:

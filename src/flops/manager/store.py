@@ -18,7 +18,16 @@ from flops.manager import tables
 from flops.manager.database import reading, writing
 from flops.manager.reports import Report, apply_report
 from flops.manager.rows import Learner, Model, Project, Service
-from flops.manager.states import ENDING, RESTING, TERMINAL, Observation, State, next_state
+from flops.manager.states import (
+    ENDING,
+    EXPORT,
+    REGISTER,
+    RESTING,
+    TERMINAL,
+    Observation,
+    State,
+    next_state,
+)
 
 
 class Superseded(Exception):
@@ -128,6 +137,41 @@ class Store:
                 project,
                 EventKind.PROJECT_STATE,
                 {"state": following.value, "reason": reason},
+            )
+        self.on_change(project)
+        return following
+
+    def extend(self, project: ProjectId, rounds: int) -> State:
+        """Commit that a project at rest is to train more rounds than it was: a finished one goes on, a paused
+        one does with its resumption.
+
+        Raises:
+            ConflictError: the project is neither finished and cleaned up nor paused.
+        """
+        with writing(self._engine) as connection:
+            row = self._project(connection, project)
+            if row.state is not State.PAUSED and not (row.state is State.FINISHED and row.cleaned):
+                raise ConflictError(f"project {project} is {row.state} - try again when it is finished")
+            following = next_state(row.state, Observation(extended=True))
+            values: dict[str, Any] = {"rounds_total": row.rounds_total + rounds, "training": None}
+            reason = f"extended by {rounds} round{'s' if rounds > 1 else ''}"
+            if following is not row.state:
+                values |= {"finished": None, "cleaned": False, "tracking": None}
+                self._start_anew(connection, project)
+            table = tables.steps
+            connection.execute(
+                sa.delete(table).where(table.c.project == project, table.c.name.in_([EXPORT, REGISTER]))
+            )
+            connection.execute(
+                sa.update(tables.projects)
+                .where(tables.projects.c.id == project)
+                .values(state=following.value, reason=reason, updated=self._clock.now(), **values)
+            )
+            self._add_event(
+                connection,
+                project,
+                EventKind.PROJECT_STATE,
+                {"state": following.value, "reason": reason, "rounds_total": values["rounds_total"]},
             )
         self.on_change(project)
         return following

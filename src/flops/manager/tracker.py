@@ -78,8 +78,10 @@ class Tracker:
         name: str,
         directory: str,
         parameters: str,
+        rounds: int,
         tags: Mapping[str, str],
     ) -> None:
+        """The model that is the result so far, after so many rounds."""
         training = project.training or {}
         self._spool.append(
             project.id,
@@ -91,14 +93,15 @@ class Tracker:
                 metrics=_numbers(training.get("metrics") or project.metrics or {}),
                 tags=dict(tags),
                 parameters=parameters,
+                rounds=rounds,
             ),
         )
 
-    def parameters(self, project: Project, file: Path) -> None:
+    def parameters(self, project: Project, file: Path, *, rounds: int) -> None:
         """The bare parameters of a model that could not be exported."""
         self._spool.append(
             project.id,
-            ArtifactExported(time=project.created, round=_best_round(project), file=str(file)),
+            ArtifactExported(time=project.created, round=_best_round(project), file=str(file), rounds=rounds),
         )
 
     def end(self, project: Project) -> None:

@@ -10,6 +10,7 @@ from flops.tracking.records import RunStarted
 
 PROJECT_TAG = "flops.project"
 ROUND_TAG = "flops.round"
+ROUNDS_TAG = "flops.rounds"
 REASON_TAG = "flops.reason"
 
 _MAX_KEY = 250

@@ -21,7 +21,9 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 @dataclass(frozen=True, kw_only=True)
 class RunStarted:
-    """The project's run: made on first sight, its tags and parameters added to on later ones."""
+    """The project's run: made on first sight, its tags and parameters added to on later ones; a run that had
+    ended goes on.
+    """
 
     time: Time
     experiment: str
@@ -46,7 +48,8 @@ class ModelExported:
     """A folder in MLflow's model format, to be logged and registered as the next version of ``name``.
 
     ``directory`` and ``parameters`` (a safetensors file that is put beside the MLmodel file) must stay in
-    place until the project's `Result` names the model. ``aliases`` move to the new version.
+    place until the project's `Result` names the model. ``aliases`` move to the new version. ``rounds`` were
+    trained in all: of the same project and round, other ``rounds`` are another version.
     """
 
     time: Time
@@ -57,6 +60,7 @@ class ModelExported:
     tags: Mapping[str, str] = field(default_factory=dict)
     parameters: str | None = None
     aliases: tuple[str, ...] = ()
+    rounds: Round = 0
     kind: Literal["model"] = "model"
 
 
@@ -67,6 +71,7 @@ class ArtifactExported:
     time: Time
     round: Round
     file: str
+    rounds: Round = 0
     kind: Literal["artifact"] = "artifact"
 
 

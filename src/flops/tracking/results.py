@@ -26,6 +26,8 @@ class RegisteredModel:
     model_id: str
     round: int
     path: str | None = None
+    rounds: int = 0
+    """Of the record that it was made from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,7 @@ class KeptArtifact:
     uri: str
     round: int
     path: str | None = None
+    rounds: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,9 @@
 
 MLflow has no transactions over several calls, and the recorder may die after any of them. So every step
 looks for its own effect first, under keys that FLOps chose: the run by the tag ``flops.project``; the
-model and its version by run, round and project; metrics by MLflow's own rule (same name, round, time and
-value are one). Only one recorder works on a spool at a time; a request that reaches MLflow's server after
-the recorder that sent it is dead may, in a gap of milliseconds, still be done twice.
+model and its version by run, project, round and rounds trained; metrics by MLflow's own rule (same name,
+round, time and value are one). Only one recorder works on a spool at a time; a request that reaches MLflow's
+server after the recorder that sent it is dead may, in a gap of milliseconds, still be done twice.
 """
 
 import tempfile
@@ -120,13 +120,15 @@ class Shipper:
                 run_name=record.name,
             )
             run_id = run.info.run_id
+        if result.status is not None:
+            self._client.update_run(run_id, "RUNNING")
         tags = [RunTag(naming.key(name), value) for name, value in record.tags.items()]
         for some in _chunks(tags, _PAIRS_A_CALL):
             self._client.log_batch(run_id, tags=some)
         params = [Param(naming.key(name), value) for name, value in record.params.items()]
         for some in _chunks(params, _PAIRS_A_CALL):
             self._client.log_batch(run_id, params=some)
-        return replace(result, experiment_id=experiment_id, run_id=run_id)
+        return replace(result, experiment_id=experiment_id, run_id=run_id, status=None)
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -154,6 +156,8 @@ class Shipper:
         name = naming.model(record.name)
         tags = {naming.key(tag): value for tag, value in record.tags.items()}
         tags |= {naming.PROJECT_TAG: result.project, naming.ROUND_TAG: str(record.round)}
+        if record.rounds:
+            tags[naming.ROUNDS_TAG] = str(record.rounds)
         model = self._logged_model(name, tags, result)
         location = str(model.artifact_location)
         if str(model.status) != "READY":
@@ -171,6 +175,7 @@ class Shipper:
             model_id=model.model_id,
             round=record.round,
             path=local_path(location),
+            rounds=record.rounds,
         )
 
     def _logged_model(self, name: str, tags: dict[str, str], result: Result) -> Any:
@@ -242,6 +247,7 @@ class Shipper:
             uri=f"runs:/{result.run_id}/{file.name}",
             round=record.round,
             path=str(Path(folder, file.name)) if folder else None,
+            rounds=record.rounds,
         )
 
     def _end(self, record: RunEnded, result: Result) -> None:
@@ -282,7 +288,8 @@ def _metrics(records: Iterable[RoundMetrics]) -> Iterator["Metric"]:
 
 
 def _same(tags: Any, wanted: dict[str, str]) -> bool:
-    return all(tags.get(name) == wanted[name] for name in (naming.PROJECT_TAG, naming.ROUND_TAG))
+    names = (naming.PROJECT_TAG, naming.ROUND_TAG, naming.ROUNDS_TAG)
+    return all(tags.get(name) == wanted.get(name) for name in names)
 
 
 def _milliseconds(time: float) -> int:
