@@ -1,7 +1,7 @@
 """FederatedAveraging in one loop, without FLOps: the oracle of `benchmarks.convergence`.
 
-Runs in the environment of the repository (PyTorch and numpy), over the repository's own ModelManager, and prints the
-test accuracy after each round as a JSON list. Nothing of FLOps but the two base classes is imported.
+Runs in the environment of the repository (PyTorch and numpy), over the repository's own ModelManager, and
+prints the test accuracy after each round as a JSON list. Of FLOps it imports the two base classes only.
 
     PYTHON -m benchmarks.plain_fedavg CODE DATA.npz --rounds 100 --cohort 10 --target 0.97
 
@@ -21,9 +21,7 @@ import numpy as np
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.plain_fedavg", description=__doc__.split("\n")[0])
     parser.add_argument("code", type=Path, help="the repository")
-    parser.add_argument(
-        "data", type=Path, help="images, labels, test_images, test_labels, part_0, part_1, ..."
-    )
+    parser.add_argument("data", type=Path, help="images, labels, test_images, test_labels, part_0, ...")
     parser.add_argument("--rounds", type=int, required=True)
     parser.add_argument("--cohort", type=int, required=True, help="learners in a round")
     parser.add_argument("--target", type=float, default=1.0, help="end when the accuracy reaches it")
