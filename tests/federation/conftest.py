@@ -1,5 +1,6 @@
 """A real aggregator in a thread, and learners that speak the real protocol and do what a test tells them."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,13 +15,16 @@ import pytest
 
 from flops.core.clock import SystemClock
 from flops.core.errors import FlopsError
-from flops.federation import Member, Plan, wire
+from flops.federation import AggregatorConfig, Link, Member, Plan, wire
+from flops.federation.asynchronous import AsynchronousTraining
 from flops.federation.blocks import blocks
 from flops.federation.checkpoint import Checkpoint
+from flops.federation.cluster import Cluster
 from flops.federation.flower import claim_process
 from flops.federation.hub import Hub, Server
 from flops.federation.model_file import layout_digest
 from flops.federation.reports import Reporter
+from flops.federation.strategies import ASYNCHRONOUS
 from flops.federation.training import Outcome, SynchronousTraining
 from flops_worker.tensors import Layout, read_layout, views, write
 
@@ -139,7 +143,7 @@ class Federation:
     reporter: Reporter
     hub: Hub
     server: Server
-    loop: SynchronousTraining
+    loop: AsynchronousTraining | SynchronousTraining
     outcome: Outcome | None = None
     error: BaseException | None = None
     learners: list[Learner] = field(default_factory=list)
@@ -165,8 +169,6 @@ class Federation:
         return str(self.error)
 
     def reports(self, kind: str) -> list[dict[str, Any]]:
-        import json
-
         lines = (self.state / "reports.jsonl").read_text().splitlines()
         return [line["data"] for line in map(json.loads, lines) if line["kind"] == kind]
 
@@ -209,6 +211,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         arrays: Arrays | None = None,
         state: Path | None = None,
         max_examples: int | None = None,
+        members: Mapping[str, Member] | None = None,
         **plan: Any,
     ) -> Federation:
         initial = tmp_path / "initial.safetensors"
@@ -218,9 +221,11 @@ def start(tmp_path: Path) -> Iterator[Start]:
         clock = SystemClock()
         checkpoint = Checkpoint(folder, initial)
         reporter = Reporter(folder / "reports.jsonl", None, clock)
-        members = {
-            name: Member(f"token-of-{name}", max_examples) for name in "abcdefghijklmnopqrst"[:learners]
-        }
+        if members is None:
+            members = {
+                name: Member(f"token-of-{name}", max_examples) for name in "abcdefghijklmnopqrst"[:learners]
+            }
+        learners = len(members)
         model = checkpoint.model()
         hub = Hub("p-test", model.layout, members)
         model.close()
@@ -231,9 +236,12 @@ def start(tmp_path: Path) -> Iterator[Start]:
             "min_evaluate_learners": learners,
             "start_deadline_s": 10.0,
         }
-        loop = SynchronousTraining(
-            "p-test", Plan(**{**defaults, **plan}), members, hub, checkpoint, reporter, clock
-        )
+        kind = AsynchronousTraining if plan.get("strategy") in ASYNCHRONOUS else SynchronousTraining
+        try:
+            loop = kind("p-test", Plan(**{**defaults, **plan}), members, hub, checkpoint, reporter, clock)
+        except BaseException:
+            reporter.close()
+            raise
         server = Server(location, hub)
         federation = Federation(location, members, folder, reporter, hub, server, loop)
 
@@ -259,3 +267,94 @@ def start(tmp_path: Path) -> Iterator[Start]:
         federation.server.shutdown()
         federation.loop.close()
         federation.reporter.close()
+
+
+@dataclass
+class RunningCluster:
+    """One cluster's aggregator, in threads."""
+
+    name: str
+    location: str
+    members: Mapping[str, Member]
+    state: Path
+    hub: Hub
+    server: Server
+    cluster: Cluster
+    reporter: Reporter
+    learners: list[Learner] = field(default_factory=list)
+    threads: list[threading.Thread] = field(default_factory=list)
+
+    def learner(self, name: str, **behaviour: Any) -> Learner:
+        learner = Learner(self.location, name, self.members[name].token, **behaviour)
+        self.learners.append(learner)
+        return learner
+
+    def reports(self, kind: str) -> list[dict[str, Any]]:
+        lines = (self.state / "reports.jsonl").read_text().splitlines()
+        return [line["data"] for line in map(json.loads, lines) if line["kind"] == kind]
+
+    def end(self) -> None:
+        self.hub.stop_all("the test is over")
+        for learner in self.learners:
+            learner.join()
+        for thread in self.threads:
+            thread.join(15)
+        self.server.shutdown()
+        self.cluster.close()
+        self.reporter.close()
+
+
+Clusters = Callable[..., RunningCluster]
+ONE_OF_EACH = {"min_available_learners": 1, "min_fit_learners": 1, "min_evaluate_learners": 1}
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Clusters]:
+    """Start a cluster, by its name among its parent's members and its own learners' slots."""
+    started: list[RunningCluster] = []
+
+    def _start(
+        parent: Any, name: str, slots: dict[str, int], more: Any = None, **plan: Any
+    ) -> RunningCluster:
+        members = {learner: Member(f"token-of-{learner}", slot=slot) for learner, slot in slots.items()}
+        members |= more or {}
+        number = len(started)
+        location = f"grpc+unix://{tmp_path}/cluster-{number}.sock"
+        state = tmp_path / f"cluster-{name}"
+        config = AggregatorConfig(
+            project="p-test",
+            listen=location,
+            members=members,
+            initial_model=str(tmp_path / "initial.safetensors"),
+            state_dir=str(state),
+            plan=Plan(**{**ONE_OF_EACH, "start_deadline_s": 10.0, **plan}),
+            parent=Link(parent.location, name, parent.members[name].token),
+        )
+        checkpoint = Checkpoint(state, Path(config.initial_model))
+        clock = SystemClock()
+        reporter = Reporter(state / "reports.jsonl", None, clock, name)
+        model = checkpoint.model()
+        hub = Hub("p-test", model.layout, members)
+        model.close()
+        one = Cluster(config, hub, checkpoint, reporter, clock)
+        running = RunningCluster(name, location, members, state, hub, Server(location, hub), one, reporter)
+
+        def converse() -> None:
+            one.conversation.run()
+            hub.stop_all("the root has ended")
+
+        running.threads = [threading.Thread(target=target, daemon=True) for target in (one.work, converse)]
+        for thread in running.threads:
+            thread.start()
+        started.append(running)
+        return running
+
+    yield _start
+    for running in started:
+        running.end()
+
+
+@pytest.fixture(name="read_model")
+def read_model_fixture() -> Callable[[Path], Arrays]:
+    """Reads the arrays of a model file."""
+    return read_model

@@ -15,7 +15,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flops.federation import Member, wire
-from flops.federation.blocks import blocks
 from flops.federation.collect import Collection, EvaluateCollection, TrainCollection
 from flops.federation.hub import GlobalModel, Hub, Said, Session
 from flops.federation.intake import PARALLEL_UPLOADS, finite_metrics

@@ -7,13 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from flops.federation import AgentConfig, AggregatorConfig, Member, Plan, ReportTo
+from flops.federation import AgentConfig, AggregatorConfig, Link, Member, Plan, ReportTo
 from flops_worker.tensors import Layout, read_layout, views, write
 
 MODEL_MANAGER = '''\
@@ -59,8 +60,15 @@ class Run:
     """One training as processes; everything is ended with the test."""
 
     def __init__(
-        self, folder: Path, rounds: int, faults: dict[str, str] | None = None, rows: int = 50, **plan: Any
+        self,
+        folder: Path,
+        rounds: int,
+        faults: dict[str, str] | None = None,
+        rows: int = 50,
+        cycles: int | None = None,
+        **plan: Any,
     ) -> None:
+        """Args: cycles makes it a hierarchy of two clusters, of ``rounds`` rounds a cycle."""
         self.folder = folder
         folder.mkdir()
         arrays: list[Any] = [np.zeros((rows, 40), np.float32), np.zeros(7)]
@@ -77,9 +85,28 @@ class Run:
             state_dir=str(folder / "state"),
             plan=Plan(**{"rounds": rounds, "start_deadline_s": 60.0, **defaults, **plan}),
         )
-        self.aggregator_config.write(folder / "aggregator.json")
         self.processes: list[subprocess.Popen[bytes]] = []
         self.agents = {}
+        self.clusters = {}
+        listens_for = dict.fromkeys(names, location)
+        if cycles is not None:
+            inner = self.aggregator_config
+            least: dict[str, Any] = dict.fromkeys(defaults, 1)
+            members = {f"c-{number}": Member(f"token-c-{number}", kind="cluster") for number in (0, 1)}
+            for name, learners in (("c-0", names[:1]), ("c-1", names[1:])):
+                listens_for |= dict.fromkeys(learners, f"grpc+unix://{folder / name}.sock")
+                replace(
+                    inner,
+                    listen=f"grpc+unix://{folder / name}.sock",
+                    members={learner: inner.members[learner] for learner in learners},
+                    state_dir=str(folder / f"state-{name}"),
+                    plan=replace(inner.plan, cycles=cycles, **least),
+                    parent=Link(location, name, members[name].token),
+                ).write(folder / f"{name}.json")
+                self.clusters[name] = self.start_cluster(name)
+            plan_of_root = replace(inner.plan, rounds=cycles, cycles=cycles, **least)
+            self.aggregator_config = replace(inner, members=members, plan=plan_of_root)
+        self.aggregator_config.write(folder / "aggregator.json")
         for name in names:
             code = folder / f"code-{name}"
             code.mkdir()
@@ -91,7 +118,7 @@ class Run:
                 project="p-test",
                 learner=name,
                 token=f"token-{name}",
-                aggregator=location,
+                aggregator=listens_for[name],
                 python=sys.executable,
                 code=str(code),
                 threads=1,
@@ -102,6 +129,9 @@ class Run:
 
     def start_aggregator(self) -> "subprocess.Popen[bytes]":
         return self._start("flops.federation.aggregator", "aggregator")
+
+    def start_cluster(self, name: str) -> "subprocess.Popen[bytes]":
+        return self._start("flops.federation.aggregator", name)
 
     def _start(self, module: str, name: str) -> "subprocess.Popen[bytes]":
         with (self.folder / f"{name}.log").open("ab") as log:
@@ -115,8 +145,8 @@ class Run:
         self.processes.append(process)
         return process
 
-    def reports(self, kind: str) -> list[dict[str, Any]]:
-        file = self.folder / "state" / "reports.jsonl"
+    def reports(self, kind: str, state: str = "state") -> list[dict[str, Any]]:
+        file = self.folder / state / "reports.jsonl"
         if not file.exists():
             return []
         lines = [json.loads(line) for line in file.read_text().splitlines(keepends=True) if line[-1] == "\n"]
@@ -175,6 +205,32 @@ def test_a_killed_aggregator_goes_on_and_ends_with_the_same_bits(run: Any) -> No
         training.aggregator = training.start_aggregator()
     assert training.result() == undisturbed
     assert [data["round"] for data in training.reports("round.finished")] == list(range(1, 9))
+
+
+@pytest.mark.slow
+def test_killed_clusters_go_on_within_their_cycle_and_end_with_the_same_bits(run: Any) -> None:
+    undisturbed = run(rounds=4, cycles=3).result()
+    training = run(rounds=4, cycles=3)
+    for cluster, round_number in (("c-0", 2), ("c-1", 5), ("c-1", 7), ("root", 8), ("c-0", 10)):
+        state = "state-c-1" if cluster == "root" else f"state-{cluster}"
+        deadline = time.monotonic() + 60
+        while not any(data["round"] >= round_number for data in training.reports("cluster.round", state)):
+            assert time.monotonic() < deadline, (training.folder / "c-1.log").read_text()
+            time.sleep(0.01)
+        if cluster == "root":
+            training.aggregator.kill()
+            training.aggregator.wait(10)
+            training.aggregator = training.start_aggregator()
+        else:
+            training.clusters[cluster].kill()
+            training.clusters[cluster].wait(10)
+            training.clusters[cluster] = training.start_cluster(cluster)
+    assert training.result() == undisturbed
+    assert [data["round"] for data in training.reports("round.finished")] == [1, 2, 3]
+    for cluster in ("c-0", "c-1"):
+        rounds = [data["round"] for data in training.reports("cluster.round", f"state-{cluster}")]
+        assert rounds == list(range(1, 13))
+        assert training.clusters[cluster].wait(10) == 0
 
 
 @pytest.mark.parametrize(

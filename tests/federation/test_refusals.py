@@ -41,7 +41,7 @@ def _with(**changes: Any) -> Any:
         (lambda p, _: (p, 10**9), None, "it claims 1000000000 training examples (1 to 1000 are possible)"),
         (None, _with(num_examples=1.5), "it claims 1.5 training examples (1 to 1000 are possible)"),
         (None, _with(num_examples=True), "it claims True training examples (1 to 1000 are possible)"),
-        (None, _with(digest="0" * 32), "its description of the parameters is broken: "),
+        (None, _with(digest="0" * 32), "its parameters are not those that were asked for"),
         (
             None,
             _with(digest="0" * 32, layout={"0": {"dtype": "F32"}}),

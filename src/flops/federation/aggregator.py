@@ -1,27 +1,32 @@
-"""The aggregator of one project: ``python -m flops.federation.aggregator --config FILE``.
+"""An aggregator, a root's or a cluster's: ``python -m flops.federation.aggregator --config FILE``.
 
 It carries no ML library and no user code; learners connect to it. Killed at any moment and started again with
 the same configuration, it goes on after the last committed round.
 
-Exit codes: 0 the training finished, 1 it failed (the reason is reported), 2 the configuration is unusable.
+Exit codes: 0 the training finished (of a cluster: is over), 1 it failed (the reason is reported), 2 the configuration is unusable.
 """
 
 import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from flops.core.clock import SystemClock
+from flops.core.clock import Clock, SystemClock
 from flops.core.errors import FlopsError, InvalidInputError
 from flops.core.events import EventKind
+from flops.federation.asynchronous import AsynchronousTraining
 from flops.federation.checkpoint import Checkpoint
+from flops.federation.cluster import Cluster
 from flops.federation.config import AggregatorConfig
+from flops.federation.conversation import keep_beating
 from flops.federation.flower import claim_process
 from flops.federation.hub import Hub, Server
 from flops.federation.memory import use_one_arena
 from flops.federation.reports import Reporter
+from flops.federation.strategies import ASYNCHRONOUS
 from flops.federation.training import SynchronousTraining
 
 log = logging.getLogger(__name__)
@@ -30,11 +35,12 @@ _LAST_REPORTS_S = 600.0
 
 
 def aggregate(config: AggregatorConfig) -> int:
-    """Run one training from its configuration to its end; returns the exit code."""
+    """Run one training, or a cluster's part in one, to its end; returns the exit code."""
     clock = SystemClock()
     state = Path(config.state_dir)
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    reporter = Reporter(state / "reports.jsonl", config.report, clock)
+    cluster = config.parent.member if config.parent else None
+    reporter = Reporter(state / "reports.jsonl", config.report, clock, cluster)
     code, reason = 0, "the training has finished"
     hub = None
     try:
@@ -43,30 +49,19 @@ def aggregate(config: AggregatorConfig) -> int:
         model = checkpoint.model()
         hub = Hub(config.project, model.layout, config.members)
         model.close()
-        loop = SynchronousTraining(
-            config.project, config.plan, config.members, hub, checkpoint, reporter, clock
-        )
+        carry_out = _prepare(config, hub, checkpoint, reporter, clock)
         server = _serve(config, hub)
         log.info("listening on port %s, round %s is committed", server.port, checkpoint.committed.round)
-        outcome = loop.run()
-        reporter.report(
-            EventKind.TRAINING_FINISHED,
-            rounds=outcome.rounds,
-            best_round=outcome.best_round,
-            model_file=str(outcome.model_file),
-            metrics=dict(outcome.metrics),
-        )
+        carry_out()
     except FlopsError as error:
         log.error("%s", error)
-        reporter.report(EventKind.TRAINING_FAILED, reason=str(error))
         code, reason = 1, str(error)
     except Exception as error:  # whatever it is, the project has to hear that nothing more will come
         log.exception("the aggregator cannot go on")
         code, reason = 1, f"{type(error).__name__}: {error}"
-        reporter.report(
-            EventKind.TRAINING_FAILED,
-            reason=f"the aggregator of project {config.project} cannot go on: {reason}",
-        )
+        reason = f"the aggregator of project {config.project} cannot go on: {reason}"
+    if code and not cluster:
+        reporter.report(EventKind.TRAINING_FAILED, reason=reason)
     if hub is not None:
         hub.stop_all(reason)
         if config.listen.startswith("grpc+unix://"):
@@ -74,6 +69,37 @@ def aggregate(config: AggregatorConfig) -> int:
     reporter.flush(_LAST_REPORTS_S)
     reporter.close()
     return code
+
+
+def _prepare(
+    config: AggregatorConfig, hub: Hub, checkpoint: Checkpoint, reporter: Reporter, clock: Clock
+) -> Callable[[], None]:
+    """What this aggregator does once it listens."""
+    if config.parent is not None:
+        cluster = Cluster(config, hub, checkpoint, reporter, clock)
+
+        def take_part() -> None:
+            threading.Thread(target=cluster.work, name="work", daemon=True).start()
+            threading.Thread(
+                target=keep_beating, args=([cluster.conversation],), name="beat", daemon=True
+            ).start()
+            cluster.conversation.run()
+
+        return take_part
+    kind = AsynchronousTraining if config.plan.strategy in ASYNCHRONOUS else SynchronousTraining
+    training = kind(config.project, config.plan, config.members, hub, checkpoint, reporter, clock)
+
+    def train() -> None:
+        outcome = training.run()
+        reporter.report(
+            EventKind.TRAINING_FINISHED,
+            rounds=outcome.rounds,
+            best_round=outcome.best_round,
+            model_file=str(outcome.model_file),
+            metrics=dict(outcome.metrics),
+        )
+
+    return train
 
 
 def _serve(config: AggregatorConfig, hub: Hub) -> Server:

@@ -39,6 +39,12 @@ class Committed:
     ejected: dict[str, str] = field(default_factory=dict)
     report: dict[str, Any] = field(default_factory=dict)
     """What is reported of the round, should the aggregator be killed between its commit and its report."""
+    cycle: int = 0
+    """Of a cluster: the cycle that the round belongs to."""
+    model_of: int = 0
+    """Of a cluster: the version of its parent's model that the cycle started from."""
+    update: dict[str, Any] = field(default_factory=dict)
+    """Of a cluster: what it passes on beside the sum of this round."""
 
 
 class Checkpoint:

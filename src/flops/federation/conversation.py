@@ -208,8 +208,9 @@ class Conversation:
     def absent(self, reason: str) -> None:
         """No task should come until this member is present again."""
         with self._changed:
-            if self._present:
-                self._present, self._absent_reason = False, reason
+            news = self._present or not self._absent_reason
+            self._present, self._absent_reason = False, reason
+            if news:
                 self._say({"t": "unready", "reason": reason})
 
     def next_task(self, timeout_s: float | None = None) -> Task | None:
@@ -222,6 +223,12 @@ class Conversation:
             self._working_on = task.key
             self._answer = None  # the next update is written where the last one is
             return task
+
+    @property
+    def over(self) -> bool:
+        """Whether `run` has returned: nothing more will be asked."""
+        with self._changed:
+            return self._over
 
     @property
     def has_newer_task(self) -> bool:

@@ -205,6 +205,8 @@ class _Expected:
         self.layout, self.blocks, self.digest = layout, blocks(layout), layout_digest(layout)
 
     def difference(self, header: Any) -> str:
+        if header is None:
+            return "its parameters are not those that were asked for"
         try:
             difference = self.layout.difference(Layout.from_header(header))
         except (LayoutError, TypeError) as error:

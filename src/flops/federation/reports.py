@@ -30,8 +30,11 @@ _REFUSALS = {401, 403, 404, 410}
 class Reporter:
     """The aggregator's outgoing reports."""
 
-    def __init__(self, file: Path, to: ReportTo | None, clock: Clock) -> None:
+    def __init__(self, file: Path, to: ReportTo | None, clock: Clock, cluster: str | None = None) -> None:
+        """Args: cluster is whose aggregator this is; None: the root's."""
         self._clock = clock
+        self._source = cluster or "aggregator"
+        self._beside = {"cluster": cluster} if cluster else {}
         self._to = to
         self._changed = threading.Condition()
         self._unsent: deque[dict[str, Any]] = deque()
@@ -50,7 +53,12 @@ class Reporter:
         """Write a report down and have it sent."""
         with self._changed:
             self._seq += 1
-            line = {"seq": self._seq, "time": self._clock.now(), "kind": str(kind), "data": data}
+            line = {
+                "seq": self._seq,
+                "time": self._clock.now(),
+                "kind": str(kind),
+                "data": {**self._beside, **data},
+            }
             self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
             self._file.flush()
             self._note(line)
@@ -63,7 +71,7 @@ class Reporter:
             return not self._unsent
 
     def _note(self, line: dict[str, Any]) -> None:
-        if line["kind"] == EventKind.ROUND_FINISHED:
+        if line["kind"] in (EventKind.ROUND_FINISHED, EventKind.CLUSTER_ROUND):
             self.last_round = int(line["data"]["round"])
         if self._to is not None:
             self._unsent.append(line)
@@ -107,7 +115,7 @@ class Reporter:
             connection.request(
                 "POST",
                 self._to.url_path,
-                body=json.dumps({"source": "aggregator", "reports": batch}),
+                body=json.dumps({"source": self._source, "reports": batch}),
                 headers={
                     "Content-Type": "application/json",
                     "Authorization": f"Bearer {self._to.token}",
