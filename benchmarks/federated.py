@@ -89,9 +89,11 @@ class Flops:
 
     def environment_python(self, project: str) -> str:
         """The interpreter that a project's user code ran with."""
-        learner = self.settings.home / "projects" / project / "config"
-        config = json.loads(next(iter(sorted(learner.glob("learner-*.json")))).read_text())
-        return str(config["python"])
+        for path in sorted((self.settings.home / "projects" / project / "config").glob("*.json")):
+            python = json.loads(path.read_text()).get("python")
+            if python:
+                return str(python)
+        raise SystemExit(f"no configuration of project {project} names an interpreter")
 
     @contextmanager
     def data(self) -> Iterator[DataClient]:
