@@ -1,9 +1,10 @@
 """Rounds to an accuracy on real MNIST, beside McMahan et al. 2017, and strategies beside each other.
 
-100 learners, of which 10 train in a round, with the networks of the paper (`examples/mnist-pytorch`). Accuracy
-is that of the global model on MNIST's 10,000 test images, which lie spread over the learners. Learning curves
-are read as in the paper (`benchmarks.federated.rounds_to`). The oracle beside each setting is the same training
-in one plain loop without FLOps (`benchmarks.plain_fedavg`) on the same partition, measured in the same run.
+100 learners, of which 10 train in a round, with the networks of the paper (`examples/mnist-pytorch`).
+Accuracy is that of the global model on MNIST's 10,000 test images, which lie spread over the learners.
+Learning curves are read as in the paper (`benchmarks.federated.rounds_to`). The oracle beside each setting is
+the same training in one plain loop without FLOps (`benchmarks.plain_fedavg`) on the same partition, measured
+in the same run.
 
     python -m benchmarks.convergence --json -
     python -m benchmarks.convergence --only 2nn-iid --learning-rates 0.05 0.1 0.2 --oracle-only --json -
