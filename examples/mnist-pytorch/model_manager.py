@@ -29,7 +29,7 @@ class ModelManager(ModelManagerTemplate):
         return self.model
 
     def get_input_example(self) -> np.ndarray:
-        return np.zeros((1, 28, 28), np.float32)
+        return np.zeros((2, 28, 28), np.float32)  # two: a batch of one would be taken for the only size
 
     def get_model_parameters(self) -> list[np.ndarray]:
         return [parameter.detach().numpy() for parameter in self.model.parameters()]
