@@ -70,7 +70,10 @@ class Learner:
             client, writer, reader = self.connect()
             try:
                 wire.send(writer, {"t": "hello", "learner": self.name})
-                layout = Layout.from_header(wire.receive(reader).header["layout"])
+                welcome = wire.receive(reader)
+                if welcome.kind == "stop":
+                    return
+                layout = Layout.from_header(welcome.header["layout"])
                 wire.send(writer, {"t": "ready", "allows_metrics": True})
                 self._serve(writer, reader, layout)
             finally:

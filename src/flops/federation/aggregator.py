@@ -3,7 +3,8 @@
 It carries no ML library and no user code; learners connect to it. Killed at any moment and started again with
 the same configuration, it goes on after the last committed round.
 
-Exit codes: 0 the training finished (of a cluster: is over), 1 it failed (the reason is reported), 2 the configuration is unusable.
+Exit codes: 0 the training finished (of a cluster: is over), 1 it failed (the reason is reported), 2 the
+configuration is unusable.
 """
 
 import argparse

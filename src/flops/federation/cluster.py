@@ -1,9 +1,9 @@
 """A cluster: an aggregator to its members and one member to the aggregator above it.
 
-A task of the parent to train is a cycle: the cluster runs its own rounds on the model it was given, and passes
-on the weighted sum of its last round and the number of examples behind it. A task to evaluate is handed on to
-its members. Each of its rounds is committed, so a killed cluster goes on within its cycle; a cycle that the
-parent no longer waits for is given up at once.
+A task of the parent to train is a cycle: the cluster runs its own rounds on the model it was given, and
+passes on the weighted sum of its last round and the number of examples behind it. A task to evaluate is
+handed on to its members. Each of its rounds is committed, so a killed cluster goes on within its cycle; a
+cycle that the parent no longer waits for is given up at once.
 """
 
 import itertools
