@@ -9,6 +9,7 @@ comes out depends on who was quicker, and is not the same twice.
 """
 
 import itertools
+import math
 import secrets
 from collections import deque
 from collections.abc import Mapping
@@ -37,6 +38,7 @@ from flops.federation.training import Outcome, is_better
 from flops.federation.updates import LateError, RefusedError, Spool, Update
 
 _WORTH_TELLING_S = 1.0  # single updates that come quicker are no news
+_PATIENCE_S = 1.0  # the least time for evaluations that are worth waiting for
 _REMEMBERED_TASKS = 8  # that a learner was given and that are not waited for any more
 
 _model_numbers = itertools.count(1)
@@ -71,6 +73,8 @@ class _Evaluation:
 
     task: str
     model: GlobalModel
+    until: float
+    """How long the last commit waits for more than the least number of answers."""
     chosen: set[str] = field(default_factory=set)
     results: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
@@ -86,6 +90,8 @@ class _Window:
 
     since: float
     announced: bool = False
+    due_since: float | None = None
+    """Since when its commit waits for evaluations of the one before."""
     updates: list[dict[str, Any]] = field(default_factory=list)
     """Of each accepted update: learner, the version it was made from, its staleness and discount."""
     train_metrics: list[tuple[float, dict[str, float]]] = field(default_factory=list)
@@ -172,8 +178,10 @@ class AsynchronousTraining:
             said = self._roster.hear(self._look_again(now) - now)
             if said is not None:
                 self._hear(said)
-            while self._rounds < self._plan.rounds and self._mixing.due(self._clock.monotonic()):
-                self._step()
+            while self._rounds < self._plan.rounds and self._mixing.due(now := self._clock.monotonic()):
+                if self._holds_back(now) and self._mixing.can_wait:
+                    break
+                self._step(commits=self._mixing.ends_round and not self._holds_back(now))
         committed = self._checkpoint.committed
         return Outcome(
             committed.round, committed.best_round, self._checkpoint.best_model(), committed.best_metrics
@@ -243,10 +251,13 @@ class AsynchronousTraining:
 
     def _look_again(self, now: float) -> float:
         """When something has to be done, should nobody say anything."""
-        times = [self._mixing.look_again(now), self._intake.hand_slots_on(now)]
+        held = self._window.due_since is not None and self._holds_back(now)
+        times = [self._held_until if held else self._mixing.look_again(now), self._intake.hand_slots_on(now)]
         if self._short_since is not None:
             times.append(self._short_since + self._plan.start_deadline_s)
         times += [task.until for task in self._tasks.values() if task.announced or not task.overdue]
+        if self._evaluation is not None and self._evaluation.until > now:
+            times.append(self._evaluation.until)
         concerned = self._tasks.keys() | (self._evaluation.outstanding if self._evaluation else set())
         ends = (self._roster.expected_until(learner) for learner in concerned)
         times += [until for until in ends if until is not None and until > now]
@@ -340,7 +351,8 @@ class AsynchronousTraining:
     def _ask(self, learner: str, header: dict[str, Any], model: GlobalModel, now: float) -> bool:
         if not self._hub.send(learner, header, model):
             return False
-        self._tasks[learner] = _Task(header, model, now, answer_deadline_s(self._plan, self._slowest_s))
+        limit_s = answer_deadline_s(self._plan, self._slowest_s)
+        self._tasks[learner] = _Task(header, model, now, now + limit_s)
         self._window.bytes_down += self._layout.nbytes
         return True
 
@@ -384,8 +396,8 @@ class AsynchronousTraining:
             task.announced = False
             self._intake.cancel(learner)  # its announcement comes again when it is back
             self._intake.ask_for_more()
-        elif kind == "ready" and task is not None and not self._hub.send(learner, task.header, task.model):
-            self._drop(learner, "its connection was lost")
+        elif task is not None and kind == "ready":
+            self._hub.send(learner, task.header, task.model)  # nothing, where this session has it already
 
     def _hear_answer(self, said: Said, task: _Task | None) -> None:
         """Take an answer.
@@ -503,9 +515,36 @@ class AsynchronousTraining:
 
     # -- the next model
 
-    def _step(self) -> None:
+    def _holds_back(self, now: float) -> bool:
+        """Whether a commit should wait until the one before it has enough evaluations.
+
+        It waits only for learners that do not train, and at most as long again as its round took so far.
+        """
+        evaluation, window = self._evaluation, self._window
+        missing = self._plan.min_evaluate_learners - len(evaluation.results) if evaluation else 0
+        if evaluation is None or missing <= 0 or not self._mixing.ends_round:
+            return False
+        if window.due_since is None:
+            window.due_since = now
+        if now >= self._held_until:
+            return False
+        judges = [
+            name
+            for name in self._present()
+            if name not in evaluation.results
+            and name not in evaluation.left_out
+            and (name not in self._tasks or self._tasks[name].name == evaluation.task)
+        ]
+        return len(judges) >= missing
+
+    @property
+    def _held_until(self) -> float:
+        due, since = self._window.due_since, self._window.since
+        return math.inf if due is None else due + max(_PATIENCE_S, due - since)
+
+    def _step(self, commits: bool) -> None:
         """Make the next version of the model, and commit it where that ends a round."""
-        version, commits = self._model.version + 1, self._mixing.ends_round
+        version = self._model.version + 1
         if commits and self._evaluation is not None:
             self._close_evaluation()
         path = (
@@ -529,6 +568,7 @@ class AsynchronousTraining:
             raise
         self._model = self._global_model(version, file)
         if commits:
+            self._mixing.round_ended()
             self._commit()
         else:
             path.unlink()  # it lives as long as somebody works on it
@@ -585,7 +625,9 @@ class AsynchronousTraining:
     # -- what the committed model is worth
 
     def _open_evaluation(self) -> None:
-        self._evaluation = _Evaluation(f"evaluate-{self._life}-{self._rounds}", self._model)
+        now = self._clock.monotonic()
+        until = now + max(_PATIENCE_S, now - self._window.since)
+        self._evaluation = _Evaluation(f"evaluate-{self._life}-{self._rounds}", self._model, until)
 
     def _judged(self) -> bool:
         """Whether the evaluation of the last commit has all the answers that it waits for.
@@ -601,7 +643,7 @@ class AsynchronousTraining:
         outstanding = {
             name for name in evaluation.outstanding if name in present or self._may_come_back(name, now)
         }
-        if last and enough:  # those that still train are not waited for
+        if last and enough and now >= evaluation.until:  # those that still train are not waited for
             outstanding = {name for name in outstanding if not self._trains(name)}
         if outstanding or not evaluation.chosen:
             return False

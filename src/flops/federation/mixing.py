@@ -91,8 +91,16 @@ class Mixing(ABC):
 
     @property
     def ends_round(self) -> bool:
-        """Whether the next step ends a round: its model is committed and evaluated."""
+        """Whether the next step may end a round: its model is committed and evaluated."""
         return True
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether a step that is due may be made later, from more updates."""
+        return True
+
+    def round_ended(self) -> None:  # noqa: B027
+        """The last step has ended a round."""
 
     def state(self) -> dict[str, Numbers]:
         """What has to be known after a round to go on, by name."""
@@ -138,12 +146,19 @@ class FedAsync(Mixing):
             mixed = _numbers(model, block).astype(np.float64)
             mixed += self._weight * (self._update.body.read(block).astype(np.float64) - mixed)
             yield block, as_dtype(mixed, block.dtype)
-        self._steps = 0 if self.ends_round else self._steps + 1
+        self._steps += 1
         self.close()
 
     @property
     def ends_round(self) -> bool:
         return self._steps + 1 >= (self.parameters["updates_per_round"] or self.at_once)
+
+    @property
+    def can_wait(self) -> bool:
+        return False
+
+    def round_ended(self) -> None:
+        self._steps = 0
 
     def close(self) -> None:
         if self._update is not None:
