@@ -92,11 +92,14 @@ def make_repository(tmp_path: Path) -> Callable[..., Path]:
 class Run:
     """One project, followed from outside."""
 
-    def __init__(self, manager: "ManagerProcess", repository: Path, rounds: int) -> None:
+    def __init__(
+        self, manager: "ManagerProcess", repository: Path, rounds: int, initial: str | None = None
+    ) -> None:
         self.manager = manager
         self.client = manager.client()
         spec = {
             "repo": str(repository),
+            "model": {"initial": initial},
             "data": {"mock": {"dataset": "digits", "num_examples": 40}},
             "training": {"learners": 2, "rounds": rounds},
         }
@@ -186,6 +189,38 @@ def test_an_extended_project_registers_a_second_version(
     (export,) = (manager.home / "projects" / run.id / "export").iterdir()
     assert export.name == "rounds-4"
     assert run.processes() == []
+
+
+def test_a_training_starts_from_the_parameters_of_a_registered_model(
+    manager: "ManagerProcess", sklearn_repository: Path, make_repository: Callable[..., Path]
+) -> None:
+    first = Run(manager, sklearn_repository, rounds=1)
+    first.until("project.state", state="finished")
+    model = first.shown()["model"]
+    reference = f"{model['name']}/{model['version']}"
+    first.client.delete(f"/v1/projects/{first.id}").raise_for_status()
+
+    second = Run(manager, sklearn_repository, rounds=1, initial=reference)
+    step = second.until("step.finished", step="initial-model")
+    assert step["data"]["initial"] == reference
+    second.until("project.state", state="finished")
+    archive = first.client.get(f"/v1/models/{model['name']}/versions/{model['version']}/archive").content
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        parameters = files.extractfile("parameters.safetensors")
+        assert parameters is not None
+        started = manager.home / "projects" / second.id / "initial.safetensors"
+        assert started.read_bytes() == parameters.read()
+
+    other = Run(manager, make_repository(), rounds=1, initial=reference)
+    reason = other.until("project.state", state="failed")["data"]["reason"]
+    assert reason == (
+        f"model {reference} does not fit this repository's model: 2 arrays instead of 1 - name a model with "
+        "the same arrays in model.initial, or leave it out"
+    )
+    spec = {"repo": str(sklearn_repository), "model": {"initial": f"{model['name']}/99"}}
+    answer = first.client.post("/v1/projects", json={"spec": spec})
+    assert answer.status_code == 422
+    assert answer.json()["detail"].startswith("model.initial: there is no version 99 of a model")
 
 
 def test_a_model_without_a_flavor_keeps_its_parameters(

@@ -78,6 +78,8 @@ class Lines:
         text = Text("  \N{CHECK MARK} ", style="green")
         text.append(clean(data.get("step")).ljust(_STEP_WIDTH), style="default")
         text.append(duration(float(data.get("duration_s") or 0.0)).rjust(10), style="default")
+        if data.get("initial"):
+            text.append(f"   parameters of {clean(data['initial'])}", style="dim")
         return text
 
     def _round(self) -> Iterator[Text]:

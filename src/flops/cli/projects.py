@@ -129,6 +129,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("commit", found.get("commit")),
         ("contract", found.get("contract")),
         ("lock", found.get("lock")),
+        ("starts from", (spec.get("model") or {}).get("initial")),
         ("data", ", ".join((spec.get("data") or {}).get("tags") or [])),
         ("strategy", f"{strategy.get('name', '')}{f' ({parameters})' if parameters else ''}"),
         (

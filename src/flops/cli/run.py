@@ -52,6 +52,14 @@ def run(
             rich_help_panel=_SPEC,
         ),
     ] = None,
+    initial: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME/VERSION",
+            help="Start from a registered model's parameters ('flops models').",
+            rich_help_panel=_SPEC,
+        ),
+    ] = None,
     tag: Annotated[
         list[str] | None,
         typer.Option("--tag", "-t", help="Train on data with this tag (repeatable).", rich_help_panel=_DATA),
@@ -136,6 +144,7 @@ def run(
         {
             "name": name,
             "model.flavor": flavor,
+            "model.initial": initial,
             "data.tags": tag or None,
             "data.mock.dataset": mock,
             "data.mock.partition": partition,

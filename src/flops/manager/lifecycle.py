@@ -19,7 +19,7 @@ from flops.core.settings import Settings
 from flops.core.spec import ProjectSpec, spec_from_mapping
 from flops.manager import deployment
 from flops.manager.cancellation import Cancellation, Places
-from flops.manager.packaging import Packaging
+from flops.manager.packaging import Packaging, parameters_of
 from flops.manager.rows import Project
 from flops.manager.states import PREPARING_STEPS, Observation, State
 from flops.manager.step_process import StepRunner
@@ -152,13 +152,18 @@ class Lifecycle:
         def progress(message: str) -> None:
             self._store.add_event(self._project, EventKind.STEP_PROGRESS, {"step": step, "message": message})
 
+        spec = deployment.read_spec(self._all.settings, self._project)
+        arguments = {}
+        if step == "initial-model" and (initial := spec["model"].get("initial")):
+            arguments["parameters"] = str(parameters_of(self._store, initial))
         return self._steps.run(
             step,
             {
                 "home": str(self._all.settings.home),
                 "project": self._project,
-                "spec": deployment.read_spec(self._all.settings, self._project),
+                "spec": spec,
                 "results": results,
+                "arguments": arguments,
             },
             progress,
             self._cancellation,

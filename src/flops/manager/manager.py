@@ -124,10 +124,13 @@ class Manager:
         """Take a new project.
 
         Raises:
-            InvalidInputError: the spec is wrong, or wants what this version cannot do.
+            InvalidInputError: the spec is wrong, names a model that is not there, or wants what this version
+                cannot do.
         """
         spec = spec_from_mapping(mapping)
         _check_possible(spec)
+        if spec.model.initial is not None:
+            packaging.parameters_of(self._store, spec.model.initial)
         project = new_project_id()
         deployment.write_spec(self.settings, project, spec)
         self._store.create_project(

@@ -14,7 +14,7 @@ from typing import Any
 
 from flops.core.clock import Clock
 from flops.core.disk import DiskFullError
-from flops.core.errors import FlopsError
+from flops.core.errors import FlopsError, InvalidInputError, NotFoundError
 from flops.core.events import EventKind
 from flops.core.ids import ProjectId
 from flops.core.settings import Settings
@@ -188,6 +188,9 @@ class Packaging:
             "flops.commit": results["fetch"]["commit"],
             "flops.lock": results["lock"]["hash"],
         }
+        initial = (project.spec.get("model") or {}).get("initial")
+        if initial:
+            tags["flops.initial"] = initial
         outcome = self._tracker.result(project.id)
         own = outcome.model if outcome is not None and arrived(project, outcome) else None
         earlier = [
@@ -244,6 +247,26 @@ def take_over(settings: Settings, store: Store, clock: Clock, project: Project, 
             folder=str(folder) if folder is not None else None,
         )
     )
+
+
+def parameters_of(store: Store, reference: str) -> Path:
+    """The bare parameters of a registered model, ``NAME/VERSION``.
+
+    Raises:
+        InvalidInputError: there is no such version, or its files are not on this machine.
+    """
+    name, _, version = reference.rpartition("/")
+    try:
+        model = store.model(name, int(version))
+    except NotFoundError as error:
+        raise InvalidInputError(f"model.initial: {error}") from error
+    path = Path(model.folder or "/nowhere") / PARAMETERS
+    if not path.is_file():
+        raise InvalidInputError(
+            f"model.initial: the parameters of model {reference} are not on this machine - name another "
+            "version, see 'flops models'"
+        )
+    return path
 
 
 def _rounds(project: Project) -> int:

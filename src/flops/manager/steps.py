@@ -24,7 +24,7 @@ from flops.manager.step_process import Progress
 if TYPE_CHECKING:
     from flops.data import DataClient, Fragment
     from flops.images import Lock
-    from flops.repo import Contract
+    from flops.repo import Contract, InitialModel
 
 CHECK_TIMEOUT_S = 300.0
 EXPORT_TIMEOUT_S = 300.0
@@ -120,7 +120,7 @@ def environment(work: Work) -> dict[str, Any]:
 
 
 def initial_model(work: Work) -> dict[str, Any]:
-    """Initial parameters, from one run of the user's code without data."""
+    """Initial parameters, from one run of the user's code without data, or those of a registered model."""
     from flops import repo
     from flops.guest import Room
 
@@ -129,12 +129,42 @@ def initial_model(work: Work) -> dict[str, Any]:
         work.paths.initial_model,
         CHECK_TIMEOUT_S,
     )
-    return {
+    initial = work.spec.model.initial
+    if initial is not None:
+        _start_from(Path(work.arguments["parameters"]), initial, model)
+    result = {
         "path": str(model.path),
         "flavor": model.flavor,
         "num_parameters": model.layout.num_parameters,
         "size_bytes": model.layout.nbytes,
     }
+    return result if initial is None else {**result, "initial": initial}
+
+
+def _start_from(parameters: Path, name: str, model: "InitialModel") -> None:
+    """Replace the code's own initial parameters by a registered model's, which must be the same arrays.
+
+    Raises:
+        InvalidInputError: they are not.
+    """
+    from flops_worker.tensors import read_layout
+
+    with parameters.open("rb") as source:
+        layout, start = read_layout(source.fileno())
+        difference = model.layout.difference(layout)
+        if difference:
+            raise InvalidInputError(
+                f"model {name} does not fit this repository's model: {difference} - name a model with the "
+                "same arrays in model.initial, or leave it out"
+            )
+        aside = model.path.with_name(f".{model.path.name}.initial")
+        source.seek(start)
+        with aside.open("wb") as target:
+            target.write(model.layout.file_header())
+            shutil.copyfileobj(source, target)
+            target.flush()
+            os.fsync(target.fileno())
+    aside.replace(model.path)
 
 
 def data(work: Work) -> dict[str, Any]:

@@ -29,6 +29,9 @@ from flops.manager.states import (
     next_state,
 )
 
+_TOLD_OF_STEPS = ("initial",)
+"""What of a step's result stands in its event."""
+
 
 class Superseded(Exception):
     """What was to be written belongs to a state that the project has left."""
@@ -258,7 +261,8 @@ class Store:
                 connection,
                 project,
                 EventKind.STEP_FINISHED,
-                {"step": step, "duration_s": round(now - row.started, 3)},
+                {"step": step, "duration_s": round(now - row.started, 3)}
+                | {key: result[key] for key in _TOLD_OF_STEPS if key in result},
             )
         self.on_change(project)
 

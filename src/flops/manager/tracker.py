@@ -55,7 +55,7 @@ class Tracker:
                 lock=results["lock"]["hash"],
                 mode=spec.training.mode,
                 strategy=spec.training.strategy.name,
-                tags={"flops.project": project.id},
+                tags={"flops.project": project.id, "flops.initial": spec.model.initial or ""},
             ),
         )
 
