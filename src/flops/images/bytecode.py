@@ -26,12 +26,17 @@ _NAME = re.compile(r"(?<![\w.])(?!as\b)([\w.]+)(?:\s+as\s+\w+)?")
 _CACHE = "__pycache__"
 
 # Tests are half of all files and are never imported.
-NOT_COMPILED = r"/(tests?|_tests|testing)/"
+_NOT_COMPILED = re.compile(r"/(tests?|_tests|testing)/")
 
 
 def site_packages(folder: Path) -> list[Path]:
     """Where an environment keeps its packages."""
     return sorted((folder / "lib").glob("python3*/site-packages"))
+
+
+def compilable(site: Path) -> list[Path]:
+    """All source files that somebody may import."""
+    return sorted(path for path in site.rglob("*.py") if not _NOT_COMPILED.search(str(path)))
 
 
 def adopt(folder: Path, donors: list[Path]) -> int:

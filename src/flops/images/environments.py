@@ -13,6 +13,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,23 +140,22 @@ class _Maker:
     def compile(self, modules: Sequence[str] | None) -> None:
         """Write the bytecode; a file that is no Python (packages ship templates) is no failure."""
         self._tell("compiling modules")
-        command = [str(_python(self._folder)), "-I", "-S", "-m", "compileall", "-qq", "-j", "0"]
         sites = bytecode.site_packages(self._folder)
         if modules is None:
-            command += ["-x", bytecode.NOT_COMPILED, *map(str, sites)]
+            files = [path for site in sites for path in bytecode.compilable(site)]
+            processes = os.cpu_count() or 1
         else:
             files = [path for site in sites for path in bytecode.imported(site, modules)]
-            listed = self._folder / "compiled.txt"
-            listed.write_text("".join(f"{path}\n" for path in files), encoding="utf-8")
-            command += ["-i", str(listed)]  # one process: it suits what runs beside a training
-        uv.start(
-            command,
-            self._environment,
-            _COMPILE_TIMEOUT_S,
-            None,
-            self._cancel,
-            (self._lock_fd,),
-        )
+            processes = 1  # it suits what runs beside a training
+        # Not by compileall's own -j: its children would outlive us, with the lock in their hands.
+        with ThreadPoolExecutor(processes) as pool:
+            list(pool.map(self._compile, range(processes), (files[n::processes] for n in range(processes))))
+
+    def _compile(self, number: int, files: Sequence[Path]) -> None:
+        listed = self._folder / f"compiled-{number}.txt"
+        listed.write_text("".join(f"{path}\n" for path in files), encoding="utf-8")
+        command = [str(_python(self._folder)), "-I", "-S", "-m", "compileall", "-qq", "-i", str(listed)]
+        uv.start(command, self._environment, _COMPILE_TIMEOUT_S, None, self._cancel, (self._lock_fd,))
 
     def _interpreter(self) -> Path:
         for found in installed_interpreters(self._environment):

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from flops.core.disk import DiskFullError
 from flops.core.errors import FailedError, InvalidInputError, UnavailableError
 
 Progress = Callable[[str], None]
@@ -136,7 +137,7 @@ def failure(finished: Finished, doing: str) -> UnavailableError | InvalidInputEr
             "or install what its build needs"
         )
     if "No space left on device" in text:
-        return FailedError(f"{doing} failed: no space left on the disk - free some, then try again")
+        return DiskFullError(f"{doing} waits: no space is left on the disk - free some")
     return FailedError(f"{doing} failed: {_cause(text)} - see uv's documentation for this message")
 
 

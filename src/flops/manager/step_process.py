@@ -209,12 +209,13 @@ def main() -> None:
                 lambda message: answer({"progress": message}),
             )
         except FlopsError as error:
-            answer({"error": {"code": error.code, "message": str(error)}})
+            full = isinstance(error, DiskFullError)
+            answer({"error": {"code": error.code, "message": str(error), "disk_full": full}})
         except OSError as error:
             if not is_full(error):
                 raise
-            full = disk_full(Path(question["request"]["home"]), f"step '{question['step']}'")
-            answer({"error": {"code": full.code, "message": str(full), "disk_full": True}})
+            told = disk_full(Path(question["request"]["home"]), f"step '{question['step']}'")
+            answer({"error": {"code": told.code, "message": str(told), "disk_full": True}})
         else:
             answer({"result": result})
 
