@@ -56,7 +56,7 @@ def _learners(*clusters: RunningCluster) -> None:
 
 @pytest.mark.parametrize("strategy", ["FedAvg", "FedAdam"])
 def test_one_round_a_cycle_equals_flat_averaging(start: Start, cluster: Clusters, strategy: str) -> None:
-    arrays = [np.random.default_rng(0).standard_normal((300, 100), np.float32), np.arange(4.0)]
+    arrays = [np.random.default_rng(0).standard_normal((300, 1000), np.float32), np.arange(4.0)]
     root = _root(start, 2, rounds=3, arrays=arrays, strategy=strategy, **EVERYBODY)
     inner = {"rounds": 1, "cycles": 3}
     _learners(

@@ -208,6 +208,33 @@ def test_a_killed_aggregator_goes_on_and_ends_with_the_same_bits(run: Any) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["FedAsync", "FedBuff", "FedAT"])
+def test_a_killed_aggregator_of_an_asynchronous_training_loses_no_commit(run: Any, strategy: str) -> None:
+    slow = {"l-2": "time.sleep(1.0)"}
+    training = run(
+        rounds=8,
+        rows=5000,
+        strategy=strategy,
+        faults=slow,
+        min_available_learners=2,
+        min_fit_learners=2,
+        min_evaluate_learners=2,
+    )
+    for committed in (2, 5):
+        training.wait_for_round(committed)
+        training.aggregator.kill()
+        training.aggregator.wait(10)
+        training.aggregator = training.start_aggregator()
+    training.result()
+    done = training.reports("round.finished")
+    assert [data["round"] for data in done] == list(range(1, 9))
+    assert all(data["metrics"] for data in done)
+    versions = [data["version"] for data in done]
+    assert versions == sorted(set(versions))
+    assert [agent.wait(10) for agent in training.agents.values()] == [0, 0, 0]
+
+
+@pytest.mark.slow
 def test_killed_clusters_go_on_within_their_cycle_and_end_with_the_same_bits(run: Any) -> None:
     undisturbed = run(rounds=4, cycles=3).result()
     training = run(rounds=4, cycles=3)

@@ -15,6 +15,7 @@ from flops.federation.config import (
     Plan,
     ReportTo,
     Tls,
+    VirtualLearner,
 )
 from flops.federation.strategies import check_strategy, strategy_names
 
@@ -27,6 +28,7 @@ __all__ = [
     "Plan",
     "ReportTo",
     "Tls",
+    "VirtualLearner",
     "check_strategy",
     "strategy_names",
 ]

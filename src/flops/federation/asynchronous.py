@@ -518,7 +518,7 @@ class AsynchronousTraining:
     def _holds_back(self, now: float) -> bool:
         """Whether a commit should wait until the one before it has enough evaluations.
 
-        It waits only for learners that do not train, and at most as long again as its round took so far.
+        It waits at most as long again as its round took, and not at all for learners that train for longer.
         """
         evaluation, window = self._evaluation, self._window
         missing = self._plan.min_evaluate_learners - len(evaluation.results) if evaluation else 0
@@ -533,9 +533,17 @@ class AsynchronousTraining:
             for name in self._present()
             if name not in evaluation.results
             and name not in evaluation.left_out
-            and (name not in self._tasks or self._tasks[name].name == evaluation.task)
+            and self._is_free_by(self._held_until, name, evaluation)
         ]
         return len(judges) >= missing
+
+    def _is_free_by(self, until: float, learner: str, evaluation: _Evaluation) -> bool:
+        """Whether a learner will probably be asked for this evaluation by then, or was already."""
+        task = self._tasks.get(learner)
+        if task is None or not task.trains:
+            return task is None or task.name == evaluation.task
+        takes_s = self._roster.history.of(learner).answer_s
+        return takes_s is not None and task.since + takes_s <= until
 
     @property
     def _held_until(self) -> float:

@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow.flight as flight
 
 from flops.federation import wire
-from flops.federation.blocks import Block, blocks
+from flops.federation.blocks import Block
 from flops.federation.config import Member, Tls
 from flops.federation.model_file import layout_digest
 from flops.federation.updates import RefusedError, SpooledBody
@@ -116,10 +116,10 @@ class Session:
     def join(self, timeout_s: float | None = None) -> None:
         self._thread.join(timeout_s)
 
-    def begin_upload(self, task: str, body: SpooledBody, num_blocks: int) -> None:
+    def begin_upload(self, task: str, body: SpooledBody) -> None:
         with self._changed:
             self._upload = (task, body)
-            self._blocks_due += num_blocks
+            self._blocks_due += body.num_blocks
         self.send({"t": "send", "task": task})
 
     def end_upload(self, body: SpooledBody | None = None) -> None:
@@ -198,7 +198,6 @@ class Hub:
         self.inbox: queue.SimpleQueue[Said] = queue.SimpleQueue()
         self.members = members
         self._project = project
-        self._num_blocks = len(blocks(layout))
         self._max_header_bytes = wire.MAX_ANSWER_BYTES + 2 * len(layout.file_header())
         self._welcome = {
             "t": "welcome",
@@ -232,7 +231,7 @@ class Hub:
         session = self.session(learner)
         if session is None:
             return False
-        session.begin_upload(task, body, self._num_blocks)
+        session.begin_upload(task, body)
         return True
 
     def end_upload(self, learner: str) -> None:

@@ -96,6 +96,10 @@ class SpooledBody:
         self._lock = threading.Lock()
 
     @property
+    def num_blocks(self) -> int:
+        return len(self._blocks)
+
+    @property
     def complete(self) -> bool:
         return self._next == len(self._blocks)
 
