@@ -27,6 +27,17 @@ def test_a_fragment_is_put_listed_and_dropped(client: httpx.Client) -> None:
     assert client.delete(f"/v1/data/fragments/{fragment['id']}").status_code == 404
 
 
+def test_labels_of_a_place_are_put_and_listed(client: httpx.Client) -> None:
+    params = {"tag": "labelled", "label": ["region=north", "speed=a=b"]}
+    put = client.post("/v1/data/fragments", params=params, content=parquet())
+    assert put.status_code == 201, put.text
+    listed = client.get("/v1/data/fragments", params={"tag": "labelled"}).json()["fragments"]
+    assert [fragment["labels"] for fragment in listed] == [{"region": "north", "speed": "a=b"}]
+    for wrong in (["region"], ["a=1", "a=2"], ["=x"], ["a="]):
+        answer = client.post("/v1/data/fragments", params={"tag": "x", "label": wrong}, content=parquet())
+        assert (answer.status_code, answer.json()["code"]) == (422, "invalid-input")
+
+
 def test_what_is_not_parquet_is_refused(client: httpx.Client) -> None:
     answer = client.post("/v1/data/fragments", params={"tag": "x"}, content=b"hello")
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid-input")

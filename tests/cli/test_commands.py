@@ -137,7 +137,7 @@ def test_mocked_data_and_their_removal(stand_in: "StandIn", flops: "Flops") -> N
     assert flops("data", "mock", "mnist", "--sites", "2", "--alpha", "0.3").code == 0
     assert stand_in.requests[-1][2] == {
         "dataset": "mnist", "tags": ["mnist"], "sites": 2, "partition": "dirichlet", "alpha": 0.3, "seed": 0,
-        "num_examples": None,
+        "num_examples": None, "shards_per_site": 2, "test_split": False,
     }  # fmt: skip
     assert flops("data", "rm", "f-1").out == "removed f-1\n"
     assert flops("data", "rm", "f-2").code == 1

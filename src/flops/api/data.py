@@ -17,6 +17,18 @@ MAX_UPLOAD_BYTES = 16 << 30
 UPLOAD_PATH = "/v1/data/fragments"
 
 
+def _labels(given: list[str]) -> dict[str, str]:
+    labels = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not equals or name in labels:
+            raise InvalidInputError(
+                f"label '{text[:80]}' is not NAME=VALUE, or the second of its name - send ?label=region=north"
+            )
+        labels[name] = value
+    return labels
+
+
 def data_routes(manager: Manager) -> APIRouter:
     routes = APIRouter(prefix="/v1/data", tags=["data"])
 
@@ -40,15 +52,19 @@ def data_routes(manager: Manager) -> APIRouter:
         tag: Annotated[list[str] | None, Query()] = None,
         site: str = "local",
         allow_metrics: bool = False,
+        label: Annotated[list[str] | None, Query(description="NAME=VALUE")] = None,
     ) -> Any:
         if not tag:
             raise InvalidInputError("a fragment needs a tag - send at least one, as ?tag=NAME")
+        labels = _labels(label or [])
         with tempfile.TemporaryDirectory(prefix="upload-", dir=manager.settings.home) as folder:
             path = Path(folder) / "fragment.parquet"
             with path.open("wb") as file:
                 async for chunk in request.stream():
                     await asyncio.to_thread(file.write, chunk)
-            return await asyncio.to_thread(manager.put_fragment, path, tag, site, allow_metrics=allow_metrics)
+            return await asyncio.to_thread(
+                manager.put_fragment, path, tag, site, allow_metrics=allow_metrics, labels=labels
+            )
 
     @routes.get("/fragments", response_model=schemas.FragmentList, responses=documented())
     def list_fragments(tag: Annotated[list[str] | None, Query()] = None, site: str | None = None) -> Any:

@@ -134,12 +134,19 @@ class ManagerClient:
     # data
 
     def put_fragment(
-        self, parquet: BinaryIO, tags: Sequence[str], site: str, *, allow_metrics: bool
+        self,
+        parquet: BinaryIO,
+        tags: Sequence[str],
+        site: str,
+        *,
+        allow_metrics: bool,
+        labels: Sequence[str] = (),
     ) -> dict[str, Any]:
+        """Args: labels are ``NAME=VALUE``."""
         return self._object(
             "POST",
             "/v1/data/fragments",
-            params={"tag": list(tags), "site": site, "allow_metrics": allow_metrics},
+            params={"tag": list(tags), "site": site, "allow_metrics": allow_metrics, "label": list(labels)},
             content=iter(lambda: parquet.read(1 << 20), b""),
             headers={"Content-Type": "application/vnd.apache.parquet"},
             timeout=_LONG_TIMEOUT,

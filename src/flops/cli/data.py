@@ -36,6 +36,10 @@ def put(
     allow_metrics: Annotated[
         bool, typer.Option("--allow-metrics", help="Let this data's own metrics be tracked and shown.")
     ] = False,
+    label: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=VALUE", help="What is known of the place (repeatable)."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Store files as fragments, for learners to find by tag."""
@@ -48,7 +52,9 @@ def put(
     with manager() as client:
         for file in files:
             with parquet_file(file) as parquet:
-                fragments.append(client.put_fragment(parquet, tag, site, allow_metrics=allow_metrics))
+                fragments.append(
+                    client.put_fragment(parquet, tag, site, allow_metrics=allow_metrics, labels=label or [])
+                )
     _print(fragments, as_json=as_json)
 
 
