@@ -228,7 +228,7 @@ def test_a_killed_aggregator_of_an_asynchronous_training_loses_no_commit(run: An
     training.result()
     done = training.reports("round.finished")
     assert [data["round"] for data in done] == list(range(1, 9))
-    assert all(data["metrics"] for data in done)
+    assert done[-1]["evaluated"] >= 2
     versions = [data["version"] for data in done]
     assert versions == sorted(set(versions))
     assert [agent.wait(10) for agent in training.agents.values()] == [0, 0, 0]

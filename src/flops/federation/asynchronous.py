@@ -38,7 +38,8 @@ from flops.federation.training import Outcome, is_better
 from flops.federation.updates import LateError, RefusedError, Spool, Update
 
 _WORTH_TELLING_S = 1.0  # single updates that come quicker are no news
-_PATIENCE_S = 1.0  # the least time for evaluations that are worth waiting for
+_PATIENCE_S = 5.0  # for evaluations that are under way, where rounds are quicker than that
+_LAST_WORDS_S = 1.0  # for those who still train when the last commit is there
 _REMEMBERED_TASKS = 8  # that a learner was given and that are not waited for any more
 
 _model_numbers = itertools.count(1)
@@ -518,7 +519,8 @@ class AsynchronousTraining:
     def _holds_back(self, now: float) -> bool:
         """Whether a commit should wait until the one before it has enough evaluations.
 
-        It waits at most as long again as its round took, and not at all for learners that train for longer.
+        It waits at most as long again as its round took (at least `_PATIENCE_S`), and not at all for
+        learners that will train for longer than the round took.
         """
         evaluation, window = self._evaluation, self._window
         missing = self._plan.min_evaluate_learners - len(evaluation.results) if evaluation else 0
@@ -533,17 +535,17 @@ class AsynchronousTraining:
             for name in self._present()
             if name not in evaluation.results
             and name not in evaluation.left_out
-            and self._is_free_by(self._held_until, name, evaluation)
+            and self._will_judge(name, evaluation, window.due_since * 2 - window.since)
         ]
         return len(judges) >= missing
 
-    def _is_free_by(self, until: float, learner: str, evaluation: _Evaluation) -> bool:
-        """Whether a learner will probably be asked for this evaluation by then, or was already."""
+    def _will_judge(self, learner: str, evaluation: _Evaluation, free_by: float) -> bool:
+        """Whether a learner evaluates, or is free to, or will probably be by then."""
         task = self._tasks.get(learner)
         if task is None or not task.trains:
             return task is None or task.name == evaluation.task
         takes_s = self._roster.history.of(learner).answer_s
-        return takes_s is not None and task.since + takes_s <= until
+        return takes_s is not None and task.since + takes_s <= free_by
 
     @property
     def _held_until(self) -> float:
@@ -634,7 +636,7 @@ class AsynchronousTraining:
 
     def _open_evaluation(self) -> None:
         now = self._clock.monotonic()
-        until = now + max(_PATIENCE_S, now - self._window.since)
+        until = now + max(_LAST_WORDS_S, now - self._window.since)
         self._evaluation = _Evaluation(f"evaluate-{self._life}-{self._rounds}", self._model, until)
 
     def _judged(self) -> bool:
