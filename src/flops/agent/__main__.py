@@ -23,6 +23,7 @@ from flops.agent.limits import raise_file_limit
 from flops.core.errors import FlopsError
 from flops.federation import AgentConfig
 from flops.federation.memory import use_one_arena
+from flops.federation.threads import expect_many_threads
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True)
     options = parser.parse_args(arguments)
     use_one_arena()
+    expect_many_threads()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         config = AgentConfig.read(options.config)

@@ -20,6 +20,8 @@ from flops.federation.reports import Reporter
 
 log = logging.getLogger(__name__)
 
+MANY = 50
+"""Of more members than these, what each of them does is told once a second at most."""
 RECONNECT_S = 10.0
 """How long a round waits for a member whose connection broke."""
 _FLOOD_SESSIONS, _FLOOD_S = 100, 60.0
@@ -92,7 +94,7 @@ class Roster:
         """
         begin = self._clock.monotonic()
         deadline_s = self._plan.start_deadline_s if deadline_s is None else deadline_s
-        told = None
+        told, told_at = None, -math.inf
         while True:
             self.take_notes()
             ready = self.ready()
@@ -107,8 +109,8 @@ class Roster:
                 if enough:
                     return ready
                 raise FailedError(self.too_few(round_number, needed, len(ready), f" after {deadline_s:g} s"))
-            if told != len(ready):
-                told = len(ready)
+            if told != len(ready) and (len(self.members) <= MANY or now - told_at >= 1.0):
+                told, told_at = len(ready), now
                 self._reporter.report(
                     EventKind.TRAINING_WAITING,
                     round=round_number,
@@ -138,6 +140,11 @@ class Roster:
             more = f" (and {len(self.ended) - 1} more)" if len(self.ended) > 1 else ""
             return f"{text}; {learner} ended: {reason}{more}"
         return f"{text} - lower training.min_available_learners, or see 'flops logs {self._project}'"
+
+    @property
+    def absent(self) -> set[str]:
+        """Members that lost their connection, or whose part has ended."""
+        return self._gone_since.keys() | self.ended.keys()
 
     def expected_until(self, member: str) -> float | None:
         """Until when a member that lost its connection is waited for (the clock's monotonic seconds); None

@@ -27,7 +27,7 @@ from flops.federation.intake import NormGate
 from flops.federation.mean import WeightedMean, sum_layout, weighted_metrics
 from flops.federation.model_file import ModelFile, ModelWriter, as_dtype
 from flops.federation.reports import Reporter
-from flops.federation.roster import Roster
+from flops.federation.roster import MANY, Roster
 from flops.federation.strategies import NEEDS_LOSS_FIRST, Reduction
 from flops.federation.updates import LateError, RefusedError, Spool, Update
 from flops_worker.tensors import Layout
@@ -153,10 +153,15 @@ class Rounds:
                 self._mean = WeightedMean(self._blocks)
             self._mean.reset()
 
+        told = start
+
         def take(update: Update) -> None:
+            nonlocal told
             updates.append(update)
             self.bytes_up += update.nbytes
-            if self._clock.monotonic() - start > _WORTH_TELLING_S:
+            now = self._clock.monotonic()
+            if now - told > _WORTH_TELLING_S:
+                told = now if len(cohort) > MANY else told
                 self._reporter.report(
                     EventKind.UPDATE_RECEIVED,
                     round=number,
@@ -317,7 +322,7 @@ class Rounds:
     def _give_up_on_the_gone(self, collection: Collection) -> float:
         """Leave out who has been away for too long; returns when to look again."""
         now, next_look = self._clock.monotonic(), math.inf
-        for member in sorted(collection.outstanding):
+        for member in sorted(collection.outstanding & self._roster.absent):
             until = self._roster.expected_until(member)
             if member in self._roster.ended:
                 collection.leave_out(member, self._roster.ended[member])
