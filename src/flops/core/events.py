@@ -17,6 +17,7 @@ class EventKind(StrEnum):
     LEARNER_CONNECTED = "learner.connected"  # [learner]
     LEARNER_LEFT = "learner.left"  # [learner, reason]
     LEARNER_EJECTED = "learner.ejected"  # [learner, reason]: it may not come back
+    CLUSTERS_FORMED = "clusters.formed"  # [clusters: learners by cluster, round_trip_ms by learner]
     CLUSTER_CONNECTED = "cluster.connected"  # [cluster]
     CLUSTER_LEFT = "cluster.left"  # [cluster, reason, final]
     CLUSTER_ROUND = "cluster.round"

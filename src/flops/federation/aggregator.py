@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flops.core.clock import Clock, SystemClock
@@ -21,13 +22,16 @@ from flops.core.events import EventKind
 from flops.federation.asynchronous import AsynchronousTraining
 from flops.federation.checkpoint import Checkpoint
 from flops.federation.cluster import Cluster
-from flops.federation.config import AggregatorConfig
-from flops.federation.conversation import keep_beating
+from flops.federation.config import AggregatorConfig, Link, Member
+from flops.federation.conversation import Conversation, keep_beating
 from flops.federation.flower import claim_process
 from flops.federation.hub import Hub, Server
 from flops.federation.memory import use_one_arena
+from flops.federation.placement import Placement
 from flops.federation.reports import Reporter
+from flops.federation.roster import slots_of
 from flops.federation.strategies import ASYNCHRONOUS
+from flops.federation.threads import expect_many_threads
 from flops.federation.training import SynchronousTraining
 
 log = logging.getLogger(__name__)
@@ -48,11 +52,20 @@ def aggregate(config: AggregatorConfig) -> int:
         claim_process()
         checkpoint = Checkpoint(state, Path(config.initial_model))
         model = checkpoint.model()
-        hub = Hub(config.project, model.layout, config.members)
+        members = config.members
+        if config.parent is not None and config.parent.placed:
+            members = _placed_members(config, config.parent)
+        placement = _placement(config, state)
+        hub = Hub(config.project, model.layout, members)
         model.close()
-        carry_out = _prepare(config, hub, checkpoint, reporter, clock)
-        server = _serve(config, hub)
+        carry_out = _prepare(replace(config, members=members), hub, checkpoint, reporter, clock)
+        server = _serve(config, hub, placement)
         log.info("listening on port %s, round %s is committed", server.port, checkpoint.committed.round)
+        if placement is not None:
+            clusters, round_trips_s = placement.wait()
+            if checkpoint.committed.round == 0:
+                milliseconds = {name: round(1000 * taken, 3) for name, taken in round_trips_s.items()}
+                reporter.report(EventKind.CLUSTERS_FORMED, clusters=clusters, round_trip_ms=milliseconds)
         carry_out()
     except FlopsError as error:
         log.error("%s", error)
@@ -103,10 +116,28 @@ def _prepare(
     return train
 
 
-def _serve(config: AggregatorConfig, hub: Hub) -> Server:
+def _placement(config: AggregatorConfig, state: Path) -> Placement | None:
+    if not config.newcomers:
+        return None
+    slots = slots_of(config.newcomers)
+    return Placement(
+        state / "placement.json",
+        sorted(slots, key=slots.__getitem__),
+        config.addresses,
+        config.plan.start_deadline_s,
+    )
+
+
+def _placed_members(config: AggregatorConfig, parent: Link) -> dict[str, Member]:
+    """Wait for the root's word on which learners are this cluster's."""
+    names = Conversation(parent).ask_for_members()
+    return {name: member for name, member in config.members.items() if name in names}
+
+
+def _serve(config: AggregatorConfig, hub: Hub, placement: Placement | None) -> Server:
     os.umask(0o077)
     try:
-        return Server(config.listen, hub, config.tls)
+        return Server(config.listen, hub, config.tls, placement, config.newcomers)
     except Exception as error:  # pyarrow raises several kinds here
         raise InvalidInputError(
             f"the aggregator cannot listen on {config.listen}: {error} - is the address taken?"
@@ -118,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, required=True)
     options = parser.parse_args(arguments)
     use_one_arena()
+    expect_many_threads()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         config = AggregatorConfig.read(options.config)

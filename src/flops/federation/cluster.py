@@ -9,6 +9,7 @@ cycle that the parent no longer waits for is given up at once.
 import itertools
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from flops.core.clock import Clock
@@ -45,7 +46,7 @@ class Cluster:
         self._layout = model.layout
         model.close()
         self.conversation = Conversation(
-            config.parent,
+            replace(config.parent, placed=False),
             on_task=hub.wake,
             expected=sum_layout,
             check_layout=self._check_layout,

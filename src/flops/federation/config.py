@@ -109,6 +109,8 @@ class Link:
     """Its name among the members there."""
     token: str
     tls: Tls | None = None
+    placed: bool = False
+    """The aggregator is a root that measures its learners and says where each of them connects."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,11 @@ class AggregatorConfig(_JsonFile):
     tls: Tls | None = None
     report: ReportTo | None = None
     parent: Link | None = None
-    """None: this is the root."""
+    """None: this is the root. A parent that has ``placed`` learners says which of the members are here."""
+    newcomers: Mapping[str, Member] = field(default_factory=dict)
+    """Learners that this root measures and places in its clusters."""
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    """Where the clusters listen in which newcomers are placed."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -138,6 +144,7 @@ class AggregatorConfig(_JsonFile):
                 if parent
                 else None,
                 "members": {name: Member(**member) for name, member in data["members"].items()},
+                "newcomers": {name: Member(**member) for name, member in data.get("newcomers", {}).items()},
                 "plan": Plan(**data.get("plan", {})),
                 "tls": Tls(**data["tls"]) if data.get("tls") else None,
                 "report": ReportTo(**data["report"]) if data.get("report") else None,
@@ -187,6 +194,8 @@ class AgentConfig(_JsonFile):
     log: str | None = None
     """Where the user's code prints; of several workers each has its number in the name."""
     isolate: bool = True
+    placed: bool = False
+    """See `Link.placed`."""
     virtual: tuple[VirtualLearner, ...] = ()
     """The learners of this agent; ``learner``, ``token``, ``seed`` and ``data.site`` say nothing then."""
     workers: int = 1
@@ -199,7 +208,7 @@ class AgentConfig(_JsonFile):
 
     def link(self, learner: VirtualLearner) -> Link:
         """Where one of the learners connects."""
-        return Link(self.aggregator, learner.learner, learner.token, self.tls)
+        return Link(self.aggregator, learner.learner, learner.token, self.tls, self.placed)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.flight as flight
 
 from flops.core.errors import FailedError, FlopsError
-from flops.federation import wire
+from flops.federation import placement, wire
 from flops.federation.blocks import Block, blocks
 from flops.federation.config import Link
 from flops.federation.model_file import ModelWriter, layout_digest
@@ -137,6 +137,7 @@ class Conversation:
         self._on_task = on_task
         self._expected, self._check_layout = expected, check_layout
         # Of the thread that keeps the connection:
+        self._address = None if link.placed else link.aggregator
         self._reader: Any = None
         self._layout = Layout(())
         self._blocks: tuple[Block, ...] = ()
@@ -301,18 +302,49 @@ class Conversation:
         # Jitter, so that many members do not return in one instant.
         time.sleep(self._pause_s * random.uniform(0.5, 1.5))  # noqa: S311
 
-    def _connect(self) -> Any:
+    def ask_for_members(self) -> list[str]:
+        """Of a cluster whose parent places learners: wait for its decision, and hear who is here.
+
+        Raises:
+            FlopsError: the parent refuses this cluster.
+        """
+        while True:
+            client, options = self._client(self._link.aggregator)
+            try:
+                return [str(name) for name in placement.ask(client, options)["members"]]
+            except (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError) as error:
+                raise FlopsError(f"the aggregator refused {self._link.member}: {error}") from error
+            except (*_LOST, wire.WireError, StopIteration) as error:
+                self._wait(type(error).__name__)
+            finally:
+                client.close()
+
+    def _client(self, address: str) -> tuple[Any, Any]:
         tls = self._link.tls
         client = flight.FlightClient(
-            self._link.aggregator,
+            address,
             tls_root_certs=Path(tls.ca).read_bytes() if tls and tls.ca else None,
             generic_options=_KEEPALIVE,
         )
+        options = flight.FlightCallOptions(
+            headers=[(b"authorization", f"Bearer {self._link.token}".encode())]
+        )
+        return client, options
+
+    def _find_place(self) -> str:
+        """Where to connect; asked for once, where the aggregator places its learners."""
+        if self._address is None:
+            client, options = self._client(self._link.aggregator)
+            try:
+                self._address = str(placement.ask(client, options)["aggregator"])
+            finally:
+                client.close()
+        return self._address
+
+    def _connect(self) -> Any:
+        client, options = self._client(self._find_place())
         self._reader = None
         try:
-            options = flight.FlightCallOptions(
-                headers=[(b"authorization", f"Bearer {self._link.token}".encode())]
-            )
             descriptor = flight.FlightDescriptor.for_command(b"flops-federation-1")
             writer, self._reader = client.do_exchange(descriptor, options)
             writer.begin(wire.SCHEMA)

@@ -27,6 +27,7 @@ from flops.federation import wire
 from flops.federation.blocks import Block
 from flops.federation.config import Member, Tls
 from flops.federation.model_file import layout_digest
+from flops.federation.placement import COMMAND, Placement
 from flops.federation.updates import RefusedError, SpooledBody
 from flops_worker.tensors import Layout
 
@@ -368,21 +369,35 @@ class Hub:
 class Server(flight.FlightServerBase):  # type: ignore[misc]
     """The Flight server around a hub: it authenticates, and knows exchanges only."""
 
-    def __init__(self, listen: str, hub: Hub, tls: Tls | None = None) -> None:
+    def __init__(
+        self,
+        listen: str,
+        hub: Hub,
+        tls: Tls | None = None,
+        placement: Placement | None = None,
+        newcomers: Mapping[str, Member] | None = None,
+    ) -> None:
+        """Args: newcomers may ask for their placement, and for nothing else."""
         if listen.startswith("grpc+unix://"):
             Path(listen.removeprefix("grpc+unix://")).unlink(missing_ok=True)
         certificates = None
         if tls is not None and tls.cert and tls.key:
             certificates = [(Path(tls.cert).read_bytes(), Path(tls.key).read_bytes())]
-        self._hub = hub
+        self._hub, self._placement = hub, placement
         super().__init__(
             location=listen,
             tls_certificates=certificates,
-            middleware={_AUTH: _Authenticate(hub.members)},
+            middleware={_AUTH: _Authenticate({**hub.members, **(newcomers or {})})},
         )
 
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        self._hub.serve(context.get_middleware(_AUTH).learner, reader, writer)
+        member = context.get_middleware(_AUTH).learner
+        if self._placement is not None and descriptor.command == COMMAND:
+            self._placement.serve(member, reader, writer)
+        elif member in self._hub.members:
+            self._hub.serve(member, reader, writer)
+        else:
+            raise flight.FlightUnauthorizedError(f"{member} takes part in a cluster, not here")
 
 
 class _Identity(flight.ServerMiddleware):  # type: ignore[misc]
