@@ -1,9 +1,9 @@
 """Placement: which cluster each learner belongs to, decided by the root from how far away the learners are.
 
 A learner first connects to the root, which measures the round trip of a few small messages, waits until it
-has measured everybody (or its deadline), and divides: clusters of equal size, neighbours in distance together,
-so that no cluster waits for one far learner. Learners are told where to connect, clusters who their learners
-are. The decision is a file; it is made once, and holds for all lives of the root.
+has measured everybody (or its deadline), and divides: clusters of equal size, neighbours in distance
+together, so that no cluster waits for one far learner. Learners are told where to connect, clusters who
+their learners are. The decision is a file; it is made once, and holds for all lives of the root.
 """
 
 import json
