@@ -28,6 +28,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
             " - add numpy to its conda.yaml or requirements.txt\n"
         )
         return 1
+    from flops_worker import CUT_OFF
     from flops_worker.session import Session
 
     code = str(Path(options.code).absolute())
@@ -35,7 +36,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     # Only now, when everything of FLOps is imported: a file of the user's may bear any name.
     sys.path[0:1] = [code]
     Session(sock, code).serve()
-    return 0
+    return CUT_OFF
 
 
 if __name__ == "__main__":

@@ -10,13 +10,14 @@ from flops.guest.guest import Guest
 from flops.guest.line import Dataset
 from flops.guest.results import EvaluateResult, FitResult
 from flops.guest.seat import Seat
+from flops_worker import CUT_OFF
 
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
 MAX_LIVES = 4
-"""How many processes may be killed from outside under one learner."""
+"""How many processes may be killed from outside under one learner's request before it is given up."""
 
 
 class Worker:
@@ -77,7 +78,8 @@ class LastingSeat:
     kept of former rounds is lost then, as it is with an agent that was killed. One thread at a time.
 
     A learner whose code ends the process in its own turn has failed; where the process was killed from
-    outside (SIGKILL, perhaps for lack of memory), its request is repeated in the next one.
+    outside (SIGKILL, perhaps for lack of memory) or cut off, its request is repeated in the next one. What
+    was answered counts: a process may die as often as it likes between requests that succeed.
     """
 
     def __init__(self, worker: Worker, key: int, seed: int, dataset: Dataset | None) -> None:
@@ -121,16 +123,20 @@ class LastingSeat:
         while True:
             life, guest = self._worker.guest()
             try:
-                return request(self._seat_at(life, guest))
+                result = request(self._seat_at(life, guest))
             except GuestDied as error:
                 self._worker.lost(life)
                 self._killed += 1
-                if error.signal != "SIGKILL" or self._killed >= MAX_LIVES:
+                outside = error.signal == "SIGKILL" or error.exit_code == CUT_OFF
+                if not outside or self._killed >= MAX_LIVES:
                     raise
             except GuestClosed:  # by us, or it died in another learner's turn
                 if self._worker.over:
                     raise
                 self._worker.lost(life)
+            else:
+                self._killed = 0
+                return result
 
     def _seat_at(self, life: int, guest: Guest) -> Seat:
         if self._seat is None or self._life != life:

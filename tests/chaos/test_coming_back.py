@@ -1,0 +1,100 @@
+"""What is asked again when the one that should answer has died: data of a data server, requests to a worker."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from flops.agent import fragments
+from flops.agent.fragments import Fragments
+from flops.core.errors import NotFoundError, UnavailableError
+from flops.federation import DataAccess
+from flops.guest import GuestDied, LastingSeat, Worker
+from flops.guest.worker import MAX_LIVES
+from flops_worker import CUT_OFF
+
+
+class DyingServer:
+    """A data client whose server is away for a while."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+
+    def write_matching(self, tags: Sequence[str], site: str, fd: int) -> int:
+        if self.errors:
+            raise self.errors.pop(0)
+        return os.write(fd, b"rows")
+
+
+def fragments_of(server: DyingServer, monkeypatch: pytest.MonkeyPatch) -> Fragments:
+    found = Fragments(DataAccess("grpc+unix:///nowhere", "t" * 16, ("tag",), "site"))
+    monkeypatch.setattr(found, "_opened", server)
+    monkeypatch.setattr(fragments, "_FIRST_PAUSE_S", 0.001)
+    return found
+
+
+def test_data_are_asked_for_again_until_the_data_server_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    away = [UnavailableError("no data server answers") for _ in range(5)]
+    (fd,) = fragments_of(DyingServer(*away), monkeypatch).of_site("site")
+    assert os.pread(fd, 10, 0) == b"rows"
+    os.close(fd)
+
+
+def test_data_that_are_not_there_are_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(NotFoundError):
+        fragments_of(DyingServer(NotFoundError("no fragment matches")), monkeypatch).of_site("site")
+
+
+class MortalGuest:
+    """A guest of one seat that dies as it is told."""
+
+    def __init__(self, deaths: list[GuestDied | None]) -> None:
+        self._deaths = deaths
+
+    def seat(self, key: int, **_: Any) -> Any:
+        return self
+
+    def fit(self, *_: Any) -> str:
+        death = self._deaths.pop(0) if self._deaths else None
+        if death is not None:
+            raise death
+        return "fitted"
+
+    def drop_update(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        pass
+
+
+def died(signal: str | None = "SIGKILL", exit_code: int | None = None) -> GuestDied:
+    return GuestDied(where="fit_model", exit_code=exit_code, signal=signal, log=[])
+
+
+def seat_with(*deaths: GuestDied | None) -> LastingSeat:
+    remaining = list(deaths)
+    return LastingSeat(Worker(lambda: MortalGuest(remaining)), 0, 1, None)  # type: ignore[arg-type, return-value]
+
+
+def fit(seat: LastingSeat) -> Any:
+    return seat.fit(0, 1, 2, {})
+
+
+def test_a_worker_may_be_killed_as_often_as_it_likes_while_its_learner_makes_progress() -> None:
+    seat = seat_with(*[died(), died(), None] * 10)
+    assert [fit(seat) for _ in range(10)] == ["fitted"] * 10
+
+
+def test_a_worker_whose_channel_is_cut_is_started_again() -> None:
+    assert fit(seat_with(died(None, CUT_OFF))) == "fitted"
+
+
+def test_a_worker_that_is_killed_by_every_attempt_is_given_up() -> None:
+    with pytest.raises(GuestDied):
+        fit(seat_with(*[died()] * MAX_LIVES))
+
+
+def test_a_worker_that_ended_by_itself_is_not_started_again() -> None:
+    with pytest.raises(GuestDied):
+        fit(seat_with(died(None, 9)))
