@@ -32,7 +32,7 @@ from flops.federation.mean import weighted_metrics
 from flops.federation.mixing import make_mixing
 from flops.federation.model_file import ModelFile, ModelWriter
 from flops.federation.reports import Reporter
-from flops.federation.roster import RECONNECT_S, Roster
+from flops.federation.roster import Roster
 from flops.federation.rounds import answer_deadline_s, learner_seed, members_needed
 from flops.federation.training import Outcome, is_better
 from flops.federation.updates import LateError, RefusedError, Spool, Update
@@ -138,9 +138,8 @@ class AsynchronousTraining:
             max_examples=self._max_examples,
             order=self._roster.slots.__getitem__,
         )
-        self._life = secrets.token_hex(
-            4
-        )  # what an earlier life asked must not be taken for what this one asks
+        # What an earlier life asked must not be taken for what this one asks.
+        self._life = secrets.token_hex(4)
         self._numbers = itertools.count(1)
         self._tasks: dict[str, _Task] = {}
         self._given_up: dict[str, deque[str]] = {}
@@ -274,7 +273,8 @@ class AsynchronousTraining:
             if learner in self._roster.ended:
                 self._drop(learner, self._roster.ended[learner])
             elif learner in self._roster.away and not self._may_come_back(learner, now):
-                self._drop(learner, f"it was away for {RECONNECT_S:g} s ({self._roster.away[learner]})")
+                why = self._roster.away[learner]
+                self._drop(learner, f"it went and did not come back in time: {why}")
             elif now >= task.until and task.announced:
                 self._drop(learner, f"its update did not arrive within {now - task.since:.0f} s")
             elif now >= task.until and not task.overdue:

@@ -29,6 +29,8 @@ from flops_worker.tensors import Layout, LayoutError
 
 log = logging.getLogger(__name__)
 
+_BORN = time.monotonic()
+
 _FIRST_PAUSE_S = 0.02
 _QUICK_S = 10.0
 _QUICK_PAUSE_S = 0.3
@@ -150,6 +152,7 @@ class Conversation:
         self._writer: Any = None
         self._present = False
         self._absent_reason = ""
+        self._start_s: float | None = None
         self._asked: tuple[str, int] | None = None
         self._pending: Task | None = None
         self._working_on: tuple[str, int] | None = None
@@ -204,6 +207,8 @@ class Conversation:
         with self._changed:
             if not self._present:
                 self._present = True
+                if self._start_s is None:
+                    self._start_s = round(time.monotonic() - _BORN, 3)
                 self._say_ready()
 
     def absent(self, reason: str) -> None:
@@ -494,7 +499,7 @@ class Conversation:
             log.info("the connection is lost")  # the thread that reads it connects again
 
     def _say_ready(self) -> None:
-        self._say({"t": "ready", "allows_metrics": self._allows_metrics})
+        self._say({"t": "ready", "allows_metrics": self._allows_metrics, "start_s": self._start_s})
 
 
 def keep_beating(conversations: list[Conversation]) -> None:

@@ -16,6 +16,7 @@ from flops.core.events import EventKind
 from flops.federation.cohorts import History
 from flops.federation.config import Member, Plan
 from flops.federation.hub import Hub, Said
+from flops.federation.intake import finite
 from flops.federation.reports import Reporter
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 MANY = 50
 """Of more members than these, what each of them does is told once a second at most."""
 RECONNECT_S = 10.0
-"""How long a round waits for a member whose connection broke."""
+"""How long a round waits for a member whose connection broke; longer for one that takes long to start."""
+_TIMES_START, _LONGEST_RECONNECT_S = 3.0, 180.0
 _FLOOD_SESSIONS, _FLOOD_S = 100, 60.0
 
 
@@ -60,6 +62,7 @@ class Roster:
         self.history = History(members)
         self.ejected: dict[str, str] = {}
         self._gone_since: dict[str, float] = {}
+        self._start_s: dict[str, float] = {}
         self._never_seen = set(members)
         self._ends: dict[str, deque[float]] = {}
         self._start_until = math.inf
@@ -86,7 +89,7 @@ class Roster:
         """Wait for every member that may come; after the deadline go on with enough of them, or fail.
 
         Members that never came are waited for until the start's deadline, those that lost their connection
-        for `RECONNECT_S`: each absence costs its time once, not in every round.
+        for `RECONNECT_S` or longer: each absence costs its time once, not in every round.
 
         Raises:
             FailedError: fewer than needed.
@@ -123,7 +126,7 @@ class Roster:
 
     def _worth_waiting_until(self) -> float:
         """Until when an absent member may be expected, if there are enough others."""
-        until = [since + RECONNECT_S for since in self._gone_since.values()]
+        until = [since + self._patience_s(member) for member, since in self._gone_since.items()]
         if self._never_seen - self.ended.keys():
             until.append(self._start_until)
         return max(until, default=-math.inf)
@@ -150,7 +153,11 @@ class Roster:
         """Until when a member that lost its connection is waited for (the clock's monotonic seconds); None
         while it is there."""
         since = self._gone_since.get(member)
-        return None if since is None else since + RECONNECT_S
+        return None if since is None else since + self._patience_s(member)
+
+    def _patience_s(self, member: str) -> float:
+        # It may have been killed, and then has to start as it did before: environment, code, data.
+        return max(RECONNECT_S, min(_TIMES_START * self._start_s.get(member, 0.0), _LONGEST_RECONNECT_S))
 
     # -- hearing
 
@@ -188,6 +195,7 @@ class Roster:
             self.ended.pop(member, None)
             self.away.pop(member, None)
             self._never_seen.discard(member)
+            self._start_s[member] = finite(said.header.get("start_s")) or 0.0
             self._tell(EventKind.LEARNER_CONNECTED, EventKind.CLUSTER_CONNECTED, member)
         elif kind in ("gone", "unready") and member not in self.ended:
             reason = str(said.header.get("reason", "it gave no reason"))[:2000]
