@@ -98,7 +98,7 @@ class Crew:
         config = self._config
         log_file = Path(config.log) if config.log else None
         if log_file is not None and count > 1:
-            log_file = log_file.with_stem(f"{log_file.stem}-{number + 1}")
+            log_file = log_file.with_stem(f"{log_file.stem}-worker-{number + 1}")
         seats = len(range(number, len(config.learners()), count))
 
         def start() -> Guest:

@@ -6,7 +6,7 @@ Secrets travel in these files only, never in arguments or environments, where ot
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -209,6 +209,11 @@ class AgentConfig(_JsonFile):
     def link(self, learner: VirtualLearner) -> Link:
         """Where one of the learners connects."""
         return Link(self.aggregator, learner.learner, learner.token, self.tls, self.placed)
+
+    def of(self, learner: VirtualLearner) -> Self:
+        """This configuration, for an agent of that learner alone."""
+        access = replace(self.data, site=learner.site) if self.data else None
+        return replace(self, learner=learner.learner, token=learner.token, seed=learner.seed, data=access)
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
