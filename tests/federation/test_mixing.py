@@ -249,7 +249,7 @@ def test_a_learner_that_becomes_quick_joins_the_quick_tier() -> None:
     assert speeds.mixing.tier_of("b") == 0
 
 
-def test_fedat_weighs_tiers_by_the_passes_of_the_opposite_ones() -> None:
+def test_fedat_weighs_tiers_by_their_examples_and_the_passes_of_the_opposite_ones() -> None:
     rng = np.random.default_rng(5)
     speeds = Speeds(tiers=2)
     mixing = speeds.mixing
@@ -258,8 +258,9 @@ def test_fedat_weighs_tiers_by_the_passes_of_the_opposite_ones() -> None:
 
     def merged() -> Numbers:
         present = sorted(tier_models)
-        counts = [passes[number] for number in present]
-        weights = [count / sum(counts) for count in reversed(counts)]
+        counts = [passes[number] for number in present][::-1]
+        shares = [count * (40, 5)[number] for count, number in zip(counts, present, strict=True)]
+        weights = [share / sum(shares) for share in shares]
         return [
             sum(
                 weight * tier_models[number][i].astype(np.float64)

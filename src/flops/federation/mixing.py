@@ -211,6 +211,8 @@ class Tier:
     model: Numbers | None = None
     """(layout.nbytes,) uint8: the mean of the tier's last pass, flat; None before its first."""
     passes: int = 0
+    examples: float = 0.0
+    """Behind its model."""
     pace_s: float | None = None
     """The median of what its learners took in its last pass."""
     waiting_for: dict[str, float] = field(default_factory=dict)
@@ -226,15 +228,16 @@ class FedAT(Mixing):
     All learners begin in the quickest tier. A tier that has waited half as long again as its last answer took
     closes without those that are still at work: they belong to the next tier. From then on each learner
     works with the quickest tier whose pace it can keep, by its smoothed answer time. After each pass of a
-    tier the global model is the mean of all tiers' models, where the quickest has the weight of the number of
-    passes of the slowest, and so on. Tiers without a pass so far, or without learners, have no say.
+    tier the global model is the mean of all tiers' models, each weighted by its examples times the number of
+    passes of the opposite tier: the quickest by those of the slowest, and so on. Tiers without a pass so far,
+    or without learners, have no say.
 
     In memory: 8 bytes a parameter and one model for each tier.
 
     Source:
         Chai et al. 2021, arXiv:2010.05958, Algorithms 1 and 2. It measures speeds beforehand and makes tiers
-        of equally many learners; there, tiers without a pass stand for the initial model. ``proximal_mu`` is
-        its lambda; the learners' code has to apply it.
+        of equally many learners, so it does not weigh examples; and its tiers without a pass stand for the
+        initial model. ``proximal_mu`` is its lambda; the learners' code has to apply it.
     """
 
     def __init__(
@@ -308,8 +311,11 @@ class FedAT(Mixing):
         active = [
             tier for place, tier in enumerate(self.tiers) if tier.passes and place in self._tier_of.values()
         ]
-        passes = [tier.passes for tier in active]
-        weights = [count / sum(passes) for count in reversed(passes)]
+        shares = [
+            passes * tier.examples
+            for passes, tier in zip(reversed([tier.passes for tier in active]), active, strict=True)
+        ]
+        weights = [share / sum(shares) for share in shares]
         for block in self._blocks:
             total = np.zeros(block.count, np.float64)
             for weight, tier in zip(weights, active, strict=True):
@@ -325,6 +331,7 @@ class FedAT(Mixing):
         for block, mean in tier.mean.result():
             flat[block.offset : block.end] = mean.view(np.uint8)
         tier.model = flat
+        tier.examples = tier.mean.total_weight
         tier.mean.reset()
         tier.passes += 1
         tier.pace_s = float(np.median(tier.took_s))
@@ -337,6 +344,7 @@ class FedAT(Mixing):
     def state(self) -> dict[str, Numbers]:
         arrays: dict[str, Numbers] = {
             "passes": np.array([tier.passes for tier in self.tiers]),
+            "examples": np.array([tier.examples for tier in self.tiers]),
             "pace_s": np.array([-1.0 if tier.pace_s is None else tier.pace_s for tier in self.tiers]),
         }
         for number, tier in enumerate(self.tiers):
@@ -349,6 +357,7 @@ class FedAT(Mixing):
             if f"tier/{number}" in state:
                 tier.model = state[f"tier/{number}"]
                 tier.passes = int(state["passes"][number])
+                tier.examples = float(state["examples"][number])
                 tier.pace_s = float(state["pace_s"][number])
 
 
