@@ -168,6 +168,7 @@ class Rounds:
                     learner=update.learner,
                     bytes=update.nbytes,
                     fit_s=round(update.fit_s, 4),
+                    answered=len(updates),
                 )
             if self._streamed and self._mean is not None:
                 if update.learner in self._clusters:
