@@ -56,7 +56,7 @@ class Setting:
 
 SETTINGS = {
     "2nn-iid": Setting("2nn", "iid", 0.97, 1, 10, 0.2, 200, paper=87),
-    "2nn-shards": Setting("2nn", "shards", 0.97, 1, 10, 0.05, 1000, paper=664),
+    "2nn-shards": Setting("2nn", "shards", 0.97, 1, 10, 0.1, 1000, paper=664),
     "cnn-e1-iid": Setting("cnn", "iid", 0.99, 1, 10, 0.2, 100, paper=34),
     "cnn-e5-iid": Setting("cnn", "iid", 0.99, 5, 10, 0.1, 60, paper=20),
     "cnn-e1-shards": Setting("cnn", "shards", 0.99, 1, 10, 0.05, 600, paper=350),

@@ -42,8 +42,8 @@ def main() -> None:
     torch.manual_seed(options.seed)
     random = np.random.default_rng(options.seed)
     manager = model_manager.ModelManager()
-    manager.x_test = torch.from_numpy(arrays["test_images"].astype(np.float32) / 255.0)
-    manager.y_test = torch.from_numpy(arrays["test_labels"].astype(np.int64))
+    test_images = torch.from_numpy(arrays["test_images"].astype(np.float32) / 255.0).split(500)
+    test_labels = torch.from_numpy(arrays["test_labels"].astype(np.int64)).split(500)
     model = [array.copy() for array in manager.get_model_parameters()]
     accuracies: list[float] = []
     for _ in range(options.rounds):
@@ -58,7 +58,12 @@ def main() -> None:
                 sum_ += examples * array.astype(np.float64)
         model = [(sum_ / weight).astype(np.float32) for sum_ in total]
         manager.set_model_parameters(model)
-        accuracies.append(manager.evaluate_model()[1])
+        right = 0.0
+        for manager.x_test, manager.y_test in zip(test_images, test_labels, strict=True):
+            _, accuracy, examples = manager.evaluate_model()
+            right += accuracy * examples
+        accuracies.append(right / len(arrays["test_labels"]))
+        print(f"oracle: round {len(accuracies)}: {accuracies[-1]:.4f}", file=sys.stderr, flush=True)
         if accuracies[-1] >= options.target:
             break
     print(json.dumps(accuracies))
