@@ -151,6 +151,87 @@ def _model(user: User, project: str, name: str = "model.safetensors") -> bytes:
     return bytes((user.home / "projects" / project / "state" / name).read_bytes())
 
 
+def test_a_hierarchy_arrives_at_the_same_bits_whatever_happens_to_its_parts(
+    user: User, repository: Repository, tmp_path: Path
+) -> None:
+    folder = repository(header="import time\n", fit="time.sleep(0.2)")
+    spec = tmp_path / "nested.yaml"
+    groups = {"europe/north": ["north"], "europe/south": ["south"], "america": ["west"]}
+    training = {"rounds": 2, "cycles": 10, "seed": 3, "min_clusters": 2, "clusters": {"groups": groups}}
+    spec.write_text(json.dumps({"repo": str(folder), "data": {"tags": ["e2e"]}, "training": training}))
+    undisturbed = user.project("--spec", str(spec))
+    assert (undisturbed["state"], undisturbed["rounds_done"]) == ("finished", 10), undisturbed["reason"]
+    tree = [(one["id"], one["parent"], one["rounds_done"]) for one in undisturbed["clusters"]]
+    assert tree == [
+        ("america", None, 20),
+        ("europe", None, 10),
+        ("europe/north", "europe", 20),
+        ("europe/south", "europe", 20),
+    ]
+    assert {one["site"]: one["cluster"] for one in undisturbed["learners"]} == {
+        "north": "europe/north",
+        "south": "europe/south",
+        "west": "america",
+    }
+    assert {one["state"] for one in undisturbed["learners"] + undisturbed["clusters"]} == {"done"}
+
+    submitted = user.flops("run", "--spec", str(spec), "--cycles", "9", "--detach", "--json")
+    project = submitted.document["id"]
+    _wait_for_rounds(user, project, 1)
+    for service in user.flops("show", project, "--json").document["services"]:
+        if service["cluster"] in ("europe", "america"):
+            psutil.Process(service["pid"]).kill()
+    _wait_for_rounds(user, project, 4)
+    assert user.flops("pause", project).code == 0
+    assert not _processes_of(project)
+    assert "america" in user.flops("show", project).stdout
+    assert user.flops("resume", project).code == 0
+    assert user.flops("attach", project).code == 0
+    assert user.flops("extend", project, "--rounds", "1").code == 0
+    watched = user.flops("attach", project)
+    assert watched.code == 0, watched.stdout
+    assert "extended by 1 cycle" in watched.stdout
+    cycles = user.events(project, "round.finished")
+    assert [(data["cycle"], data["cycles"]) for data in cycles] == [
+        (number, 9 if number < 10 else 10) for number in range(1, 11)
+    ]
+    for name in ("model.safetensors", "global-10.safetensors"):
+        assert _model(user, project, name) == _model(user, undisturbed["id"], name)
+
+
+@pytest.mark.parametrize(
+    ("clusters", "options", "problem"),
+    [
+        (
+            {"groups": {"a": ["north", "rome"]}},
+            [],
+            "puts 'rome' into cluster a, but no chosen site is called so",
+        ),
+        (
+            {"groups": {"a": ["north"]}},
+            [],
+            "training.clusters.groups has no cluster for south, west - add them",
+        ),
+        (
+            {"count": 3},
+            ["--min-learners", "2"],
+            "cluster cluster-1 has 1 learner, but a round inside a cluster",
+        ),
+        ({"label": "region"}, [], "site 'north' has no label for 'region'"),
+    ],
+)
+def test_clusters_that_cannot_be_formed_fail_the_project_with_the_reason(
+    user: User, repository: Repository, tmp_path: Path, clusters: Any, options: list[str], problem: str
+) -> None:
+    spec = tmp_path / "spec.json"
+    spec.write_text(
+        json.dumps({"repo": str(repository()), "data": {"tags": ["e2e"]}, "training": {"clusters": clusters}})
+    )
+    project = user.project("--spec", str(spec), *options)
+    assert project["state"] == "failed"
+    assert problem in project["reason"]
+
+
 def test_a_thesis_sla_runs_as_it_is(user: User, repository: Repository, tmp_path: Path) -> None:
     sla = tmp_path / "sla.json"
     sla.write_text(

@@ -25,7 +25,7 @@ from flops.manager.states import Observation, State
 from flops.manager.store import Store, Superseded
 from flops.manager.tracker import Tracker
 from flops.orchestration import FakeOrchestrator, ServiceSpec
-from flops.tracking import ModelExported, RegisteredModel, Result, RunEnded, Spool
+from flops.tracking import KeptArtifact, ModelExported, RegisteredModel, Result, RunEnded, Spool
 from flops.tracking.results import write_result
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class World:
         self.store.on_change = fuse
 
     def _start(self) -> None:
-        clock = ManualClock()
+        clock = self.clock = ManualClock()
         self.store = Store(open_database(self.settings.database), clock, self.fuse)
         self.tracker = Tracker(self.spool, self.store)
         self.cancellation = Cancellation()
@@ -171,6 +171,8 @@ class World:
         records = [entry.record for entry in self.spool.read(PROJECT)]
         exported = [record for record in records if isinstance(record, ModelExported)]
         if not exported:
+            kept = KeptArtifact(uri="runs:/r/parameters.safetensors", round=2, rounds=2)
+            write_result(self.spool.result_file(PROJECT), Result(project=PROJECT, artifact=kept))
             return
         rounds = exported[-1].rounds
         version = len({record.rounds for record in exported})
@@ -442,15 +444,17 @@ def test_an_aggregator_that_dies_is_started_again_and_then_given_up(
     world.advance()
     world.orchestrator.write_log(AGGREGATOR, "Traceback\nMemoryError\n")
     for number in range(1, 4):
-        world.orchestrator.exit(AGGREGATOR, -9)
+        world.orchestrator.exit(AGGREGATOR, 1)
+        world.advance()
+        world.clock.advance(60)  # the rest before the next attempt
         world.advance()
         assert world.orchestrator.starts[AGGREGATOR] == number + 1
-    world.orchestrator.exit(AGGREGATOR, -9)
+    world.orchestrator.exit(AGGREGATOR, 1)
     world.advance()
     row = world.store.project(PROJECT)
     assert row.state is State.FAILED
     assert row.reason == (
-        "the aggregator ended (killed by SIGKILL): MemoryError; given up after 3 restarts"
+        "the aggregator ended (exit code 1): MemoryError; given up after 3 restarts without progress"
         f" - see 'flops logs {PROJECT}'"
     )
     assert not any(status.live for status in world.orchestrator.list())

@@ -38,8 +38,19 @@ class Extension(_Request):
 class LearnerView(BaseModel):
     id: str
     site: str
+    cluster: str | None
     state: str
     reason: str | None
+
+
+class ClusterView(BaseModel):
+    id: str
+    """Its path: ``europe/north`` lies in ``europe``."""
+    parent: str | None
+    state: str
+    reason: str | None
+    rounds_done: int
+    """Over all cycles."""
 
 
 class ModelRef(BaseModel):
@@ -52,6 +63,7 @@ class ServiceView(BaseModel):
     name: str
     role: str
     learner: str | None
+    cluster: str | None
     state: str
     reason: str | None
     restarts: int
@@ -74,6 +86,7 @@ class ProjectView(BaseModel):
     rounds_done: int
     rounds_total: int
     learners: list[LearnerView]
+    clusters: list[ClusterView]
     metrics: dict[str, float | None] | None
     best_round: int | None
     model: ModelRef | None
@@ -111,6 +124,7 @@ class FragmentView(BaseModel):
     allow_metrics: bool
     created: float
     content_hash: str
+    labels: dict[str, str]
 
 
 class FragmentList(BaseModel):
@@ -168,7 +182,8 @@ class ReportView(_Request):
 
 
 class Reports(_Request):
-    source: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,59}$")]
+    source: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9/-]{0,254}$")]
+    """``aggregator``: the root's; else a cluster's path."""
     reports: Annotated[list[ReportView], Field(max_length=10_000)]
 
 

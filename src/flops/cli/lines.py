@@ -7,7 +7,7 @@ from rich.text import Text
 
 from flops.cli.follow import RESTING, ProjectEvent
 from flops.cli.output import clean, duration, number, percent, size
-from flops.cli.progress import Progress
+from flops.cli.progress import Progress, how_many
 from flops.core.events import EventKind
 
 _STEP_WIDTH = 18
@@ -47,20 +47,37 @@ class Lines:
                 yield Text(f"    {clean(data.get('step'))}: {clean(data.get('message'))}", "dim")
             case EventKind.WARNING:
                 yield _attention(f"warning: {clean(data.get('message'))}")
-            case EventKind.TRAINING_WAITING if self._verbose:
+            case EventKind.TRAINING_WAITING if self._verbose and "cluster" not in data:
                 expected = data.get("expected") or data.get("needed")
+                members = self._progress.members
                 yield Text(
-                    f"    waiting for learners: {data.get('connected')} of {expected} connected", "dim"
+                    f"    waiting for {members}: {data.get('connected')} of {expected} connected", "dim"
                 )
-            case EventKind.LEARNER_LEFT if not self._progress.training_over:
+            case EventKind.CLUSTER_ROUND:
+                if self._verbose:
+                    yield Text(f"    {_cluster_round(data)}", "dim")
+                for learner, reason in (data.get("left_out") or {}).items():
+                    yield _attention(
+                        f"cluster {clean(data.get('cluster'))}, round {data.get('round')}: {clean(learner)} "
+                        f"left out - {clean(reason)}"
+                    )
+            case EventKind.CLUSTER_LEFT if not self._progress.training_over:
+                reason = clean(data.get("reason") or "no reason given")
+                yield _attention(f"cluster {clean(data.get('cluster'))} left - {reason}")
+            case EventKind.LEARNER_EJECTED:
+                yield _attention(f"{clean(data.get('learner'))} is ejected - {clean(data.get('reason'))}")
+            case EventKind.LEARNER_LEFT if not self._progress.training_over and (
+                data.get("learner") not in self._progress.ejected
+            ):
                 reason = clean(data.get("reason") or "no reason given")
                 yield _attention(f"learner {clean(data.get('learner'))} left - {reason}")
             case EventKind.UPDATE_REFUSED:
+                where = f"cluster {clean(data['cluster'])}, " if "cluster" in data else ""
                 yield _attention(
-                    f"round {data.get('round')}: update of {clean(data.get('learner'))} refused - "
+                    f"{where}round {data.get('round')}: update of {clean(data.get('learner'))} refused - "
                     f"{clean(data.get('reason'))}"
                 )
-            case EventKind.ROUND_FINISHED:
+            case EventKind.ROUND_FINISHED if "cluster" not in data:
                 yield from self._round()
             case EventKind.TRAINING_FAILED:
                 yield Text(f"  x training failed: {clean(data.get('reason'))}", "red")
@@ -88,7 +105,10 @@ class Lines:
             return
         if not self._rounds_headed:
             self._rounds_headed = True
-            yield Text("  " + "".join(name.rjust(width) for name, width in _COLUMNS), style="bold")
+            headings = {"round": self._progress.unit, "learners": self._progress.members}
+            yield Text(
+                "  " + "".join(headings.get(name, name).rjust(width) for name, width in _COLUMNS), "bold"
+            )
         cells = (
             f"{done.number}/{self._progress.rounds_total}",
             number(done.metrics.get("loss")),
@@ -104,7 +124,16 @@ class Lines:
             text.append(f"   {size(done.bytes_down)} down, {size(done.bytes_up)} up", style="dim")
         yield text
         for learner, reason in done.left_out.items():
-            yield _attention(f"round {done.number}: {clean(learner)} left out - {clean(reason)}")
+            unit = self._progress.unit
+            yield _attention(f"{unit} {done.number}: {clean(learner)} left out - {clean(reason)}")
+
+
+def _cluster_round(data: Mapping[str, Any]) -> str:
+    trained, cohort = how_many(data.get("participants")), how_many(data.get("cohort"))
+    return (
+        f"cluster {clean(data.get('cluster'))}: round {data.get('round')} of {data.get('rounds')}, "
+        f"{trained} of {cohort} learners, {duration(float(data.get('duration_s') or 0))}"
+    )
 
 
 def _attention(text: str) -> Text:
@@ -122,7 +151,9 @@ def result(project: Mapping[str, Any], progress: Progress) -> Iterator[Text]:
         text = Text(state, style="bold red" if state == "failed" else "bold yellow")
         text.append(took, style="default")
         if state == "paused":
-            text.append(f" after {project['rounds_done']} of {project['rounds_total']} rounds", "default")
+            text.append(
+                f" after {project['rounds_done']} of {project['rounds_total']} {progress.unit}s", "default"
+            )
             yield text
             yield from _next(
                 ((f"flops resume {name}", "go on from there"), (f"flops stop {name}", "end it instead"))
@@ -143,7 +174,7 @@ def result(project: Mapping[str, Any], progress: Progress) -> Iterator[Text]:
         text.append(f", loss {number(metrics.get('loss'))}", style="default")
     best = progress.best_round or project.get("best_round")
     if best is not None:
-        text.append(f" (best round {best} of {progress.rounds_total})", style="dim")
+        text.append(f" (best {progress.unit} {best} of {progress.rounds_total})", style="dim")
     yield text
     model = project.get("model") or progress.model
     if not model:

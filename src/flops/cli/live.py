@@ -29,6 +29,7 @@ _WORDS = {
     "pausing": "pausing",
 }
 _REDRAWS_PER_SECOND = 8
+_MOST_CLUSTERS = 8
 
 
 class Status:
@@ -59,20 +60,40 @@ class Status:
         if not progress.running:
             grid.add_row(self._spinner, Text(self._now_happening()))
         yield grid
+        if progress.state == "training" and progress.clusters:
+            yield self._clusters()
         if progress.state == "training" and progress.round:
             yield self._bar(options.max_width)
 
     def _now_happening(self) -> str:
         progress = self._progress
         if progress.waiting_for is not None:
-            words = f"waiting for learners: {len(progress.connected)} of {progress.waiting_for} connected"
+            words = f"waiting for {progress.members}: "
+            words += f"{len(progress.connected)} of {progress.waiting_for} connected"
             return words + (f", at most {duration(progress.deadline_s)}" if progress.deadline_s else "")
         if progress.state == "training" and progress.round_started is not None:
-            words = (
-                f"round {progress.round}: {progress.answered} of {progress.cohort} learners have answered, "
-            )
+            words = f"round {progress.round}"
+            if progress.hierarchical:
+                words = f"cycle {progress.round} of {progress.rounds_total}"
+            words += f": {progress.answered} of {progress.cohort} {progress.members} have answered, "
             return words + duration(self._now() - progress.round_started)
         return _WORDS.get(progress.state, progress.state)
+
+    def _clusters(self) -> Table:
+        grid = Table.grid(padding=(0, 2))
+        clusters = sorted(self._progress.clusters.items())
+        outer = {name.rpartition("/")[0] for name, _ in clusters}
+        for name, done in clusters[:_MOST_CLUSTERS]:
+            members = "clusters" if name in outer else "learners"
+            grid.add_row(
+                Text(f"  {clean(name)}"),
+                Text(f"round {done.number} of {done.rounds}", style="dim"),
+                Text(f"{done.participants} of {done.cohort} {members}", style="dim"),
+                Text(duration(done.duration_s), style="dim"),
+            )
+        if len(clusters) > _MOST_CLUSTERS:
+            grid.add_row(Text(f"  and {len(clusters) - _MOST_CLUSTERS} more", style="dim"))
+        return grid
 
     def _bar(self, width: int) -> Table:
         progress = self._progress
@@ -81,7 +102,9 @@ class Status:
         bar = ProgressBar(total=progress.rounds_total, completed=done, width=max(10, min(40, width - 45)))
         remaining = progress.remaining_s
         left = f"about {duration(remaining)} left" if remaining else ""
-        grid.add_row("  ", bar, Text(f"{done} of {progress.rounds_total} rounds"), Text(left, style="dim"))
+        grid.add_row(
+            "  ", bar, Text(f"{done} of {progress.rounds_total} {progress.unit}s"), Text(left, style="dim")
+        )
         return grid
 
 
@@ -126,7 +149,11 @@ def _as_text(
     find: Callable[[], ManagerClient | None],
 ) -> int:
     out = console()
-    progress = Progress(rounds_total=int(project.get("rounds_total") or 0))
+    training = (project.get("spec") or {}).get("training") or {}
+    progress = Progress(
+        rounds_total=int(project.get("rounds_total") or 0),
+        hierarchical=training.get("mode") == "hierarchical",
+    )
     lines = Lines(progress, verbose=not out.is_terminal)
     status = Status(progress)
     for line in lines.heading(project):

@@ -95,6 +95,9 @@ _STATE_STYLES = {
     "stopping": "yellow",
     "pausing": "yellow",
     "paused": "yellow",
+    "connected": "green",
+    "left": "yellow",
+    "ejected": "bold red",
     "training": "cyan",
 }
 

@@ -7,6 +7,18 @@ from typing import Any
 from flops.cli.follow import RESTING, ProjectEvent
 from flops.core.events import EventKind
 
+_OF_ONE_AGGREGATOR = frozenset(
+    {
+        EventKind.TRAINING_WAITING,
+        EventKind.ROUND_STARTED,
+        EventKind.UPDATE_RECEIVED,
+        EventKind.UPDATE_REFUSED,
+        EventKind.ROUND_FINISHED,
+        EventKind.LEARNER_CONNECTED,
+        EventKind.LEARNER_LEFT,
+    }
+)
+
 
 @dataclass
 class Step:
@@ -32,11 +44,30 @@ class Round:
     bytes_up: int | None
 
 
+@dataclass(frozen=True)
+class ClusterRound:
+    """What a cluster of a hierarchy did last."""
+
+    number: int
+    rounds: int
+    """Over all cycles."""
+    participants: int
+    cohort: int
+    duration_s: float
+
+
 @dataclass
 class Progress:
-    """A project as far as its events tell, in order."""
+    """A project as far as its events tell, in order.
+
+    Args:
+        hierarchical: its rounds are the cycles of a root, whose members are clusters.
+    """
 
     rounds_total: int
+    hierarchical: bool = False
+    clusters: dict[str, ClusterRound] = field(default_factory=dict)
+    ejected: set[str] = field(default_factory=set)
     state: str = "submitted"
     reason: str | None = None
     started: float | None = None
@@ -61,11 +92,21 @@ class Progress:
     metrics: Mapping[str, Any] = field(default_factory=dict)
     model: Mapping[str, Any] | None = None
 
+    @property
+    def unit(self) -> str:
+        return "cycle" if self.hierarchical else "round"
+
+    @property
+    def members(self) -> str:
+        return "clusters" if self.hierarchical else "learners"
+
     def apply(self, event: ProjectEvent) -> None:
         """Take in the next event; kinds that are not known change nothing."""
         data = event.data
         if self.started is None:
             self.started = event.time
+        if "cluster" in data and event.kind in _OF_ONE_AGGREGATOR:
+            return  # inside a cluster; the root's own come without
         match event.kind:
             case EventKind.PROJECT_STATE:
                 self.state, self.reason = str(data.get("state")), data.get("reason")
@@ -86,6 +127,21 @@ class Progress:
                 self.connected.add(str(data.get("learner")))
             case EventKind.LEARNER_LEFT:
                 self.connected.discard(str(data.get("learner")))
+            case EventKind.LEARNER_EJECTED:
+                self.ejected.add(str(data.get("learner")))
+                self.connected.discard(str(data.get("learner")))
+            case EventKind.CLUSTER_CONNECTED:
+                self.connected.add(str(data.get("cluster")))
+            case EventKind.CLUSTER_LEFT:
+                self.connected.discard(str(data.get("cluster")))
+            case EventKind.CLUSTER_ROUND:
+                self.clusters[str(data.get("cluster"))] = ClusterRound(
+                    number=int(data.get("round", 0)),
+                    rounds=int(data.get("rounds") or 0),
+                    participants=how_many(data.get("participants")),
+                    cohort=how_many(data.get("cohort")),
+                    duration_s=float(data.get("duration_s") or 0.0),
+                )
             case EventKind.TRAINING_WAITING:
                 self.waiting_for = data.get("expected") or data.get("needed")
                 self.deadline_s = data.get("deadline_s")
@@ -94,8 +150,9 @@ class Progress:
                 self.cohort, self.answered = how_many(data.get("cohort")), 0
                 self.waiting_for, self.round_started = None, event.time
                 self.refused = set()
-            case EventKind.UPDATE_RECEIVED:
-                self.answered += 1
+            case EventKind.UPDATE_RECEIVED:  # of many learners, not every one is told
+                counted = how_many(data.get("answered")) + len(self.refused)
+                self.answered = max(self.answered + 1, counted)
             case EventKind.UPDATE_REFUSED:
                 self.answered += 1
                 self.refused.add(str(data.get("learner")))

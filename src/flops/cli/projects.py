@@ -3,10 +3,12 @@ rm.
 """
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.text import Text
 
 from flops.cli.output import (
     JsonFlag,
@@ -25,11 +27,15 @@ from flops.cli.output import (
 from flops.cli.session import ProjectArgument, ProjectArguments
 
 if TYPE_CHECKING:
+    from rich.tree import Tree
+
     from flops.cli.client import ManagerClient
     from flops.cli.follow import ProjectEvent
 
 _PANEL = "Federated training"
 _STOP_DEADLINE_S = 30.0
+_MANY = 50
+"""Of more learners than these, only those that have something to say are listed."""
 
 
 def register(app: typer.Typer) -> None:
@@ -94,24 +100,62 @@ def show(project: ProjectArgument, as_json: JsonFlag = False) -> None:
     for label, value in _facts(found):
         say((label.ljust(12), "dim"), clean(value))
     learners = found.get("learners") or []
-    if learners:
+    if found.get("clusters"):
         say()
-        print_table(
-            ("learner", "site", "state", "reason"),
-            [(one["id"], one["site"], one["state"], one.get("reason") or "") for one in learners],
-            "",
-        )
+        console().print(_hierarchy(found))
+    elif learners:
+        say()
+        shown = learners if len(learners) <= _MANY else [one for one in learners if one.get("reason")][:_MANY]
+        if shown:
+            print_table(
+                ("learner", "site", "state", "reason"),
+                [(one["id"], one["site"], one["state"], one.get("reason") or "") for one in shown],
+                "",
+            )
+        if len(shown) < len(learners):
+            states = Counter(one["state"] for one in learners)
+            counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
+            say(f"{len(learners)} learners: {counts} ('flops show --json' lists them all)")
     services = found.get("services") or []
     if services:
         say()
         print_table(
             ("service", "state", "#restarts", "reason"),
             [
-                (one["name"], one.get("state") or "-", str(one.get("restarts", 0)), one.get("reason") or "")
+                (
+                    one["name"] + (f" ({one['cluster']})" if one.get("cluster") else ""),
+                    one.get("state") or "-",
+                    str(one.get("restarts", 0)),
+                    one.get("reason") or "",
+                )
                 for one in services
             ],
             "",
         )
+
+
+def _hierarchy(found: dict[str, Any]) -> "Tree":
+    from rich.tree import Tree
+
+    branches = {None: Tree(Text("root", style="bold"), guide_style="dim")}
+    for cluster in found["clusters"]:
+        text = _member(cluster["id"].rpartition("/")[2], cluster)
+        if cluster.get("rounds_done"):
+            text.append(f"  {cluster['rounds_done']} rounds", style="dim")
+        text.stylize("bold", 0, len(cluster["id"].rpartition("/")[2]))
+        branches[cluster["id"]] = branches[cluster["parent"]].add(text)
+    for learner in found["learners"]:
+        text = _member(f"{learner['id']}  {learner['site']}", learner)
+        branches[learner.get("cluster")].add(text)
+    return branches[None]
+
+
+def _member(name: str, member: dict[str, Any]) -> Text:
+    text = Text(f"{clean(name)}  ")
+    text.append(state_text(member["state"]))
+    if member.get("reason"):
+        text.append(f"  {clean(member['reason'])}", style="dim")
+    return text
 
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
@@ -123,6 +167,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     best = found.get("best_round")
     model = found.get("model")
     end = found.get("finished") or time.time()
+    unit = "cycle" if training.get("mode") == "hierarchical" else "round"
     facts = [
         ("state", found["state"] + (f" - {found['reason']}" if found.get("reason") else "")),
         ("source", found.get("source")),
@@ -133,11 +178,11 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("data", ", ".join((spec.get("data") or {}).get("tags") or [])),
         ("strategy", f"{strategy.get('name', '')}{f' ({parameters})' if parameters else ''}"),
         (
-            "rounds",
+            f"{unit}s",
             f"{found['rounds_done']} of {found['rounds_total']}" + (f", best {best}" if best else ""),
         ),
         (
-            "last round",
+            f"last {unit}",
             f"accuracy {percent(metrics.get('accuracy'))}, loss {number(metrics.get('loss'))}"
             if metrics
             else None,

@@ -18,6 +18,7 @@ def register(app: typer.Typer) -> None:
         "flops run https://host/me/repo@v1 --tag mnist --rounds 5\n\n"
         "flops run . --mock mnist --learners 3 --alpha 0.5\n\n"
         "flops run . --tag mnist --strategy FedProx --strategy-param proximal_mu=0.1\n\n"
+        "flops run . --mock mnist --learners 9 --clusters 3 --cycles 5 --rounds 2\n\n"
         "flops run --spec sla.json --detach",
     )(run)
     app.command(rich_help_panel=_PANEL)(attach)
@@ -94,9 +95,31 @@ def run(
         int | None,
         typer.Option("--learners", "-l", help="How many learners.", rich_help_panel=_TRAINING),
     ] = None,
+    virtual: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="N learners that share a few processes: same results as N agents.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     rounds: Annotated[
         int | None,
         typer.Option("--rounds", "-r", help="How many rounds.", rich_help_panel=_TRAINING),
+    ] = None,
+    clusters: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", help="Train in so many clusters, below one root.", rich_help_panel=_TRAINING
+        ),
+    ] = None,
+    cycles: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="How often the clusters meet; --rounds is what each does in between.",
+            rich_help_panel=_TRAINING,
+        ),
     ] = None,
     strategy: Annotated[
         str | None,
@@ -138,6 +161,8 @@ def run(
 
     if mock is None and spec is None and {partition, alpha, shards, test_split} != {None}:
         raise typer.BadParameter("--partition, --alpha, --shards and --test-split need --mock")
+    if virtual is not None and learners is not None:
+        raise typer.BadParameter("--virtual says how many learners there are, so does --learners - use one")
     wanted = read_spec(
         repo,
         spec,
@@ -152,8 +177,12 @@ def run(
             "data.mock.shards_per_learner": shards,
             "data.mock.test_split": test_split,
             "data.mock.seed": seed if mock is not None else None,
-            "training.learners": learners,
+            "training.learners": virtual or learners,
+            "training.virtual": True if virtual else None,
             "training.rounds": rounds,
+            "training.mode": "hierarchical" if clusters or cycles else None,
+            "training.clusters.count": clusters,
+            "training.cycles": cycles,
             "training.strategy.name": strategy,
             "training.fraction_fit": fraction_fit,
             "training.min_available_learners": min_learners,

@@ -10,6 +10,7 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flops.core.ids import LearnerId, ProjectId, ServiceName, service_name
@@ -19,12 +20,14 @@ from flops.federation import (
     AgentConfig,
     AggregatorConfig,
     DataAccess,
+    Link,
     Member,
-    Plan,
     ReportTo,
+    VirtualLearner,
 )
 from flops.manager.paths import ProjectPaths, data_token_file, write_private_json
-from flops.manager.rows import Learner, Service
+from flops.manager.rows import VIRTUAL, Learner, Service
+from flops.manager.topology import Aggregator, aggregators, numbers_of
 from flops.orchestration import ServiceSpec
 
 AGGREGATOR = "aggregator"
@@ -40,13 +43,17 @@ def learners_of(sites: Sequence[Mapping[str, Any]]) -> list[Learner]:
     ]
 
 
-def services_of(project: ProjectId, learners: Sequence[Learner]) -> list[Service]:
-    """The aggregator first: agents look for it."""
+def services_of(project: ProjectId, spec: ProjectSpec, learners: Sequence[Learner]) -> list[Service]:
+    """The aggregators first, the root before its clusters: members look for them."""
     return [
         Service(service_name(project, AGGREGATOR), AGGREGATOR, None),
         *(
-            Service(service_name(project, AGENT, learner.number), AGENT, learner.learner)
-            for learner in learners
+            Service(service_name(project, AGGREGATOR, number), AGGREGATOR, None, cluster=cluster)
+            for cluster, number in numbers_of(learners).items()
+        ),
+        *(
+            Service(service_name(project, AGENT, agent.number), AGENT, agent.name)
+            for agent in _agents(spec, learners)
         ),
     ]
 
@@ -81,10 +88,11 @@ def write_configurations(
     *,
     rounds: int,
 ) -> None:
-    """Write what the aggregator and every agent need to know.
+    """Write what every aggregator and every agent need to know.
 
     Args:
-        rounds: to train in all: those of the spec, and those that were asked for later.
+        rounds: to train in all: those of the spec, and those that were asked for later; of a hierarchy:
+            cycles.
         results: of the preparing steps, by name.
     """
     paths = ProjectPaths.of(settings, project)
@@ -93,66 +101,121 @@ def write_configurations(
     paths.logs.mkdir(exist_ok=True)
     tokens = _tokens(settings, project, learners)
     examples = {site["site"]: site["num_examples"] for site in results["data"]["sites"]}
-    location = f"grpc+unix://{settings.run_dir / project}.sock"
+    numbers = numbers_of(learners)
+    for aggregator in aggregators(spec, learners, examples, rounds):
+        _write_aggregator(settings, project, aggregator, numbers, tokens)
     training = spec.training
+    data_token = data_token_file(settings).read_text(encoding="ascii").strip()
+    access = DataAccess(
+        location=f"grpc+unix://{settings.data_socket}", token=data_token, tags=tuple(results["data"]["tags"])
+    )
+    agents = _agents(spec, learners)
+    for agent in agents:
+        seats = [
+            VirtualLearner(
+                learner.learner,
+                tokens["learners"][learner.learner],
+                seed=(training.seed + learner.number) % 2**32,
+                site=learner.site,
+            )
+            for learner in agent.learners
+        ]
+        config = AgentConfig(
+            project=project,
+            aggregator=_location(settings, project, numbers.get(agent.learners[0].cluster or "")),
+            python=results["environment"]["python"],
+            code=results["fetch"]["path"],
+            data=access,
+            threads=_threads(spec, len(learners)),
+            memory_mb=spec.resources.memory_mb,
+            log=str(paths.logs / f"{agent.name}.log"),
+        )
+        if training.virtual:
+            config = replace(config, virtual=tuple(seats), workers=_workers(spec, len(agents)))
+        else:
+            config = config.of(seats[0])
+        config.write(paths.config / f"{agent.name}.json")
+
+
+@dataclass(frozen=True)
+class _Agent:
+    """One agent, named after its learner, and those that it is there for."""
+
+    name: LearnerId
+    number: int | None
+    learners: Sequence[Learner]
+
+
+def _agents(spec: ProjectSpec, learners: Sequence[Learner]) -> list[_Agent]:
+    """One for each learner; virtual learners share one, those of a cluster in a hierarchy."""
+    if not spec.training.virtual:
+        return [_Agent(learner.learner, learner.number, [learner]) for learner in learners]
+    numbers = numbers_of(learners)
+    together: dict[int | None, list[Learner]] = {}
+    for learner in learners:
+        together.setdefault(numbers.get(learner.cluster or ""), []).append(learner)
+    return [
+        _Agent(LearnerId(VIRTUAL if number is None else f"{VIRTUAL}-{number}"), number, members)
+        for number, members in together.items()
+    ]
+
+
+def _workers(spec: ProjectSpec, agents: int) -> int:
+    """Processes of one agent of virtual learners that run user code."""
+    return max(1, (spec.training.virtual_workers or os.cpu_count() or 1) // agents)
+
+
+def _write_aggregator(
+    settings: Settings,
+    project: ProjectId,
+    aggregator: Aggregator,
+    numbers: Mapping[str, int],
+    tokens: Mapping[str, Any],
+) -> None:
+    paths = ProjectPaths.of(settings, project)
+    parent = None
+    if aggregator.cluster is not None:
+        above = numbers.get(aggregator.parent or "")
+        token = tokens["clusters"][aggregator.cluster]
+        parent = Link(_location(settings, project, above), aggregator.cluster, token)
     AggregatorConfig(
         project=project,
-        listen=location,
+        listen=_location(settings, project, aggregator.number),
         members={
-            learner.learner: Member(tokens["learners"][learner.learner], examples[learner.site])
-            for learner in learners
+            name: Member(
+                tokens["learners" if seat.kind == "learner" else "clusters"][name],
+                seat.max_examples,
+                seat.slot,
+                seat.kind,
+            )
+            for name, seat in aggregator.seats.items()
         },
         initial_model=str(paths.initial_model),
-        state_dir=str(paths.state),
-        plan=Plan(
-            rounds=rounds,
-            strategy=training.strategy.name,
-            strategy_parameters=training.strategy.parameters,
-            fraction_fit=training.fraction_fit,
-            fraction_evaluate=training.fraction_evaluate,
-            min_available_learners=training.min_available_learners,
-            min_fit_learners=training.min_fit_learners,
-            min_evaluate_learners=training.min_evaluate_learners,
-            quorum=training.quorum,
-            start_deadline_s=training.start_deadline_s,
-            round_deadline_s=training.round_deadline_s,
-            seed=training.seed,
-            selection_metric=spec.selection.metric,
-            selection_best=spec.selection.best or "min",
-            learner_metrics=spec.tracking.learner_metrics,
-        ),
+        state_dir=str(paths.state if aggregator.number is None else paths.cluster(aggregator.number)),
+        plan=aggregator.plan,
         report=ReportTo(
             socket=str(settings.manager_socket),
             token=tokens["project"],
             url_path=f"/internal/v1/projects/{project}/reports",
         ),
-    ).write(paths.config / "aggregator.json")
-    data_token = data_token_file(settings).read_text(encoding="ascii").strip()
-    for learner in learners:
-        AgentConfig(
-            project=project,
-            learner=learner.learner,
-            token=tokens["learners"][learner.learner],
-            aggregator=location,
-            python=results["environment"]["python"],
-            code=results["fetch"]["path"],
-            data=DataAccess(
-                location=f"grpc+unix://{settings.data_socket}",
-                token=data_token,
-                tags=tuple(results["data"]["tags"]),
-                site=learner.site,
-            ),
-            threads=_threads(spec, len(learners)),
-            memory_mb=spec.resources.memory_mb,
-            seed=(training.seed + learner.number) % 2**32,
-            log=str(paths.logs / f"{learner.learner}.log"),
-        ).write(paths.config / f"{learner.learner}.json")
+        parent=parent,
+    ).write(paths.config / f"{_subject(aggregator.number)}.json")
+
+
+def _subject(number: int | None) -> str:
+    return AGGREGATOR if number is None else f"{AGGREGATOR}-{number}"
+
+
+def _location(settings: Settings, project: ProjectId, number: int | None) -> str:
+    """Where an aggregator listens; None: the root."""
+    name = project if number is None else f"{project}-{number}"
+    return f"grpc+unix://{settings.run_dir / name}.sock"
 
 
 def service_spec(settings: Settings, project: ProjectId, service: Service) -> ServiceSpec:
     """What the orchestrator runs; the same answer each time it is asked for the same service."""
     paths = ProjectPaths.of(settings, project)
-    subject = service.learner or AGGREGATOR
+    subject = service.learner or service.name.removeprefix(f"{project}-")
     return ServiceSpec(
         name=service.name,
         command=(
@@ -191,6 +254,7 @@ def _tokens(settings: Settings, project: ProjectId, learners: Sequence[Learner])
             {
                 "project": secrets.token_urlsafe(32),
                 "learners": {learner.learner: secrets.token_urlsafe(32) for learner in learners},
+                "clusters": {cluster: secrets.token_urlsafe(32) for cluster in numbers_of(learners)},
             },
         )
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -21,7 +21,7 @@ from flops.manager import deployment
 from flops.manager.cancellation import Cancellation, Places
 from flops.manager.packaging import Packaging, parameters_of
 from flops.manager.rows import Project
-from flops.manager.states import PREPARING_STEPS, Observation, State
+from flops.manager.states import CLUSTERS, Observation, State, preparing_steps
 from flops.manager.step_process import StepRunner
 from flops.manager.store import Store
 from flops.manager.supervision import Action, Verdict, judge
@@ -31,6 +31,7 @@ from flops.orchestration import Orchestrator
 log = logging.getLogger(__name__)
 
 STOP_GRACE_S = 2.0
+LAST_WORDS_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,7 @@ class Lifecycle:
             lambda: wake(0.0),
         )
         self._wake = wake
+        self._last_words_due: float | None = None
         self.settled = False
 
     def advance(self) -> bool:
@@ -132,17 +134,18 @@ class Lifecycle:
 
     def _prepare(self, project: Project) -> bool:
         results = self._store.steps(project.id)
-        step = next((step for step in PREPARING_STEPS if step not in results), None)
+        steps = preparing_steps(project.spec["training"]["mode"])
+        step = next((step for step in steps if step not in results), None)
         if step is None:
             self._close_steps()
             return self._observe(Observation(prepared=True))
         with self._all.places.take(self._cancellation):
-            if step == "data":
+            if step in ("data", CLUSTERS):
                 self._all.support()
             self._store.start_step(project.id, step)
             result = self._run(step, results)
         learners = deployment.learners_of(result["sites"]) if step == "data" else ()
-        self._store.finish_step(project.id, step, result, learners=learners)
+        self._store.finish_step(project.id, step, result, learners=learners, clusters=result.get("clusters"))
         return True
 
     def _run(self, step: str, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -178,8 +181,8 @@ class Lifecycle:
 
     def _deploy(self, project: Project) -> bool:
         learners = self._store.learners(project.id)
-        self._store.want_services(project.id, deployment.services_of(project.id, learners))
         spec = self._spec()
+        self._store.want_services(project.id, deployment.services_of(project.id, spec, learners))
         results = self._store.steps(project.id)
         deployment.write_configurations(
             self._all.settings, project.id, spec, learners, results, rounds=project.rounds_total
@@ -244,10 +247,25 @@ class Lifecycle:
     # packaging and the end
 
     def _package(self, project: Project) -> bool:
+        if self._clusters_have_more_to_say():
+            return False
         self._stop_services()
         self._all.support()
         self._all.tracker.ship(project.id)
         return self._packaging.advance(project, self._request(project))
+
+    def _clusters_have_more_to_say(self) -> bool:
+        """Clusters end by themselves after their root, once their last reports have arrived."""
+        now = self._all.clock.monotonic()
+        if self._last_words_due is None:
+            self._last_words_due = now + LAST_WORDS_S
+        live = {status.name for status in self._all.orchestrator.list(self._project) if status.live}
+        services = self._store.services(self._project)
+        speaking = any(service.cluster is not None and service.name in live for service in services)
+        if not speaking or now >= self._last_words_due:
+            return False
+        self._wake(self._last_words_due - now)
+        return True
 
     def _request(self, project: Project) -> dict[str, Any]:
         return {

@@ -35,7 +35,7 @@ from flops.manager.lifecycle import Surroundings, remove_services
 from flops.manager.paths import ProjectPaths
 from flops.manager.reconciler import SOON_S, Reconciler
 from flops.manager.reports import Report
-from flops.manager.states import PAUSABLE, PREPARING_STEPS, REGISTER, Observation, State
+from flops.manager.states import PAUSABLE, REGISTER, Observation, State, preparing_steps
 from flops.manager.step_process import StepProcess, StepRunner
 from flops.manager.store import Store
 from flops.manager.support import Support
@@ -138,7 +138,7 @@ class Manager:
             name=spec.name or _family(spec.redacted_repo),
             spec=spec.to_json(redacted=True),
             source=spec.redacted_repo,
-            rounds_total=spec.training.rounds,
+            rounds_total=_rounds_of_root(spec),
         )
         self._reconciler.take(project)
         return self.project(project)
@@ -150,6 +150,7 @@ class Manager:
             row,
             steps=self._store.steps(project),
             learners=self._store.learners(project),
+            clusters=self._store.clusters(project),
             models=self._store.models(project),
             services=self._store.services(project),
             statuses={status.name: status for status in self._orchestrator.list(project)},
@@ -205,7 +206,8 @@ class Manager:
             if before.state in PAUSABLE:
                 advice = f"it goes on by itself, watch it with 'flops attach {project}'"
             raise ConflictError(f"project {project} is {before.state} - {advice}")
-        prepared = all(step in self._store.steps(project) for step in PREPARING_STEPS)
+        done = self._store.steps(project)
+        prepared = all(step in done for step in preparing_steps(before.spec["training"]["mode"]))
         self._store.observe(
             project, Observation(resume_requested=True, prepared=prepared), "resume was requested"
         )
@@ -317,7 +319,13 @@ class Manager:
     # data
 
     def put_fragment(
-        self, file: Path, tags: Sequence[str], site: str, *, allow_metrics: bool = False
+        self,
+        file: Path,
+        tags: Sequence[str],
+        site: str,
+        *,
+        allow_metrics: bool = False,
+        labels: Mapping[str, str] | None = None,
     ) -> dict[str, Any]:
         """Store one Parquet file."""
         arguments = {
@@ -325,6 +333,7 @@ class Manager:
             "tags": list(tags),
             "site": site,
             "allow_metrics": allow_metrics,
+            "labels": dict(labels or {}),
         }
         return dict(self._call_data("data-put", arguments)["fragment"])
 
@@ -452,9 +461,10 @@ class Manager:
 
 
 def _check_possible(spec: ProjectSpec) -> None:
-    if spec.training.mode == "hierarchical":
+    if spec.training.clusters is not None and spec.training.clusters.by == "latency":
         raise InvalidInputError(
-            "training.mode 'hierarchical' is not possible in this version yet - use 'classic'"
+            "training.clusters.by 'latency' is not possible in this version yet - use 'size', 'label', "
+            "'distribution' or 'groups'"
         )
     if spec.post_training_steps:
         raise InvalidInputError(
@@ -462,6 +472,12 @@ def _check_possible(spec: ProjectSpec) -> None:
             "is registered and can be downloaded with 'flops model get'"
         )
     check_strategy(spec.training.strategy.name, spec.training.strategy.parameters)
+
+
+def _rounds_of_root(spec: ProjectSpec) -> int:
+    """What counts as the project's rounds: in a hierarchy the cycles."""
+    training = spec.training
+    return training.cycles if training.mode == "hierarchical" else training.rounds
 
 
 def _family(repository: str) -> str:

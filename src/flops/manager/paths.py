@@ -40,6 +40,10 @@ class ProjectPaths:
         """The aggregator's own."""
         return self.folder / "state"
 
+    def cluster(self, number: int) -> Path:
+        """The state of a cluster's aggregator."""
+        return self.folder / "clusters" / str(number)
+
     @property
     def logs(self) -> Path:
         return self.folder / "logs"

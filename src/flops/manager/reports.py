@@ -15,6 +15,7 @@ from flops.core.errors import InvalidInputError
 from flops.core.events import EventKind
 from flops.core.ids import ProjectId
 from flops.manager import tables
+from flops.manager.rows import VIRTUAL
 
 MAX_REPORTS = 10_000
 MAX_DATA_BYTES = 1 << 20
@@ -24,6 +25,10 @@ _ACCEPTED = frozenset(
         EventKind.WARNING,
         EventKind.LEARNER_CONNECTED,
         EventKind.LEARNER_LEFT,
+        EventKind.LEARNER_EJECTED,
+        EventKind.CLUSTER_CONNECTED,
+        EventKind.CLUSTER_LEFT,
+        EventKind.CLUSTER_ROUND,
         EventKind.TRAINING_WAITING,
         EventKind.ROUND_STARTED,
         EventKind.UPDATE_RECEIVED,
@@ -78,9 +83,20 @@ def apply_report(connection: Connection, project: ProjectId, report: Report) -> 
     match report.kind:
         case EventKind.LEARNER_CONNECTED:
             _set_learner(connection, project, report.data, "connected")
-        case EventKind.LEARNER_LEFT:
+        case EventKind.LEARNER_LEFT if not _trained(connection, project):
             _set_learner(connection, project, report.data, "left")
-        case EventKind.ROUND_FINISHED:
+        case EventKind.LEARNER_EJECTED:
+            _set_learner(connection, project, report.data, "ejected")
+            # A root names its member, whatever that is.
+            member = {**report.data, "cluster": report.data.get("learner")}
+            _set_cluster(connection, project, member, "ejected")
+        case EventKind.CLUSTER_CONNECTED:
+            _set_cluster(connection, project, report.data, "connected")
+        case EventKind.CLUSTER_LEFT if not _trained(connection, project):
+            _set_cluster(connection, project, report.data, "left")
+        case EventKind.CLUSTER_ROUND:
+            _count_cluster_round(connection, project, report.data)
+        case EventKind.ROUND_FINISHED if "cluster" not in report.data:
             _add_round(connection, project, report)
         case EventKind.TRAINING_FINISHED:
             _end_training(connection, project, "finished", report.data)
@@ -90,13 +106,43 @@ def apply_report(connection: Connection, project: ProjectId, report: Report) -> 
             pass
 
 
+def _trained(connection: Connection, project: ProjectId) -> bool:
+    """Whether the training is over: who leaves now has done its part."""
+    table = tables.projects
+    query = sa.select(table.c.id).where(table.c.id == project, table.c.training.is_not(None))
+    return connection.execute(query).first() is not None
+
+
 def _set_learner(connection: Connection, project: ProjectId, data: Mapping[str, Any], state: str) -> None:
     table = tables.learners
     connection.execute(
         sa.update(table)
-        .where(table.c.project == project, table.c.learner == str(data.get("learner")))
+        .where(
+            table.c.project == project,
+            table.c.learner == str(data.get("learner")),
+            table.c.state != "ejected",  # its leaving is told, too
+        )
         .values(state=state, reason=data.get("reason"))
     )
+
+
+def _set_cluster(connection: Connection, project: ProjectId, data: Mapping[str, Any], state: str) -> None:
+    table = tables.clusters
+    connection.execute(
+        sa.update(table)
+        .where(table.c.project == project, table.c.cluster == str(data.get("cluster")))
+        .values(state=state, reason=data.get("reason"))
+    )
+
+
+def _count_cluster_round(connection: Connection, project: ProjectId, data: Mapping[str, Any]) -> None:
+    table, cluster = tables.clusters, str(data.get("cluster"))
+    connection.execute(
+        sa.update(table)
+        .where(table.c.project == project, table.c.cluster == cluster)
+        .values(rounds_done=int(data["round"]))
+    )
+    _renew_chances(connection, project, data.get("fit_s"), tables.services.c.cluster == cluster)
 
 
 def _add_round(connection: Connection, project: ProjectId, report: Report) -> None:
@@ -111,7 +157,7 @@ def _add_round(connection: Connection, project: ProjectId, report: Report) -> No
                 project=project, number=number, finished=report.time, data=dict(report.data)
             )
         )
-        _renew_chances(connection, project, report.data.get("fit_s"))
+        _renew_chances(connection, project, report.data.get("fit_s"), tables.services.c.learner.is_(None))
     metrics = report.data.get("metrics") or None
     values: dict[str, Any] = {"rounds_done": number}
     if metrics is not None:
@@ -119,11 +165,14 @@ def _add_round(connection: Connection, project: ProjectId, report: Report) -> No
     connection.execute(sa.update(tables.projects).where(tables.projects.c.id == project).values(**values))
 
 
-def _renew_chances(connection: Connection, project: ProjectId, learners: Any) -> None:
+def _renew_chances(
+    connection: Connection, project: ProjectId, learners: Any, aggregators: sa.ColumnElement[bool]
+) -> None:
     """A round is progress for all who brought it about: they may be restarted as often as at first."""
     services = tables.services
     names = [str(learner) for learner in learners] if isinstance(learners, Mapping) else []
-    took_part = sa.or_(services.c.learner.is_(None), services.c.learner.in_(names))
+    virtual = services.c.learner.startswith(VIRTUAL)  # some of its learners did
+    took_part = sa.or_(aggregators, services.c.learner.in_(names), virtual)
     connection.execute(
         sa.update(services)
         .where(services.c.project == project, services.c.restarts > 0, took_part)

@@ -39,6 +39,10 @@ class Project:
         return self.state in RESTING
 
 
+VIRTUAL = "virtual-learners"
+"""In place of a learner: the virtual ones that share an agent; in a hierarchy with their cluster's number."""
+
+
 @dataclass(frozen=True)
 class Service:
     """A component that the project wants, or wanted until ``over`` says why not."""
@@ -48,6 +52,8 @@ class Service:
     learner: LearnerId | None
     restarts: int = 0
     over: str | None = None
+    cluster: str | None = None
+    """Whose aggregator it is; None: the root's, or no aggregator."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,19 @@ class Learner:
     site: str
     state: str = "waiting"
     reason: str | None = None
+    cluster: str | None = None
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster of a hierarchy, by its path; ``number`` counts from 1, outer ones before inner ones."""
+
+    cluster: str
+    number: int
+    state: str = "waiting"
+    reason: str | None = None
+    rounds_done: int = 0
+    """Over all cycles."""
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,16 @@ ENDING = frozenset({State.STOPPING, State.PAUSING})
 """What is still under way is given up."""
 
 PREPARING_STEPS = ("fetch", "check-contract", "lock", "environment", "initial-model", "data")
+CLUSTERS = "clusters"
+"""The last step of preparing a hierarchy."""
 EXPORT_ENVIRONMENT = "export-environment"
 EXPORT = "export"
 REGISTER = "register"
+
+
+def preparing_steps(mode: str) -> tuple[str, ...]:
+    """What a project of this training mode has to go through before it is deployed, in order."""
+    return (*PREPARING_STEPS, CLUSTERS) if mode == "hierarchical" else PREPARING_STEPS
 
 
 @dataclass(frozen=True)

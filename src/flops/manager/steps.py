@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops.core.disk import is_full
-from flops.core.errors import FailedError, FlopsError, InvalidInputError
+from flops.core.errors import ConflictError, FailedError, FlopsError, InvalidInputError
 from flops.core.ids import ProjectId
 from flops.core.settings import Settings
-from flops.core.spec import ProjectSpec, spec_from_mapping
-from flops.manager import choosing
+from flops.core.spec import ClustersSpec, ProjectSpec, spec_from_mapping
+from flops.manager import choosing, clustering
 from flops.manager.paths import ProjectPaths, data_token_file
+from flops.manager.states import CLUSTERS
 from flops.manager.step_process import Progress
 
 if TYPE_CHECKING:
@@ -198,6 +199,42 @@ def data(work: Work) -> dict[str, Any]:
     return {"tags": tags, "sites": sites}
 
 
+def clusters(work: Work) -> dict[str, Any]:
+    """Which learners train together, in a hierarchy."""
+    training = work.spec.training
+    wanted = training.clusters or ClustersSpec()
+    sites = [str(site["site"]) for site in work.results["data"]["sites"]]
+    tags = [choosing.mock_tag(work.project)] if work.spec.data.mock else list(work.spec.data.tags)
+    warnings: list[str] = []
+    labels: dict[str, dict[str, set[str]]] = {site: {} for site in sites}
+    histograms: dict[str, Mapping[str, int]] = {}
+    with _data_client(work.settings) as client:
+        if wanted.by == "label":
+            for fragment in client.list(tags):
+                for name, value in fragment.labels.items():
+                    labels.get(fragment.site, {}).setdefault(name, set()).add(value)
+        if wanted.by == "distribution":
+            for site in sites:
+                try:
+                    histograms[site] = client.histogram(tags, site, wanted.epsilon)
+                except (ConflictError, InvalidInputError) as error:
+                    warnings.append(f"site '{site}' is put into a cluster by size alone: {error}")
+    formed = clustering.form(
+        wanted,
+        [
+            clustering.Candidate(
+                f"learner-{number}",
+                site,
+                {name: frozenset(values) for name, values in labels[site].items()},
+                histograms.get(site),
+            )
+            for number, site in enumerate(sites, start=1)
+        ],
+    )
+    clustering.check_minimums(formed, training)
+    return {"clusters": formed, "warnings": warnings}
+
+
 def export_environment(work: Work) -> dict[str, Any]:
     """The user's environment plus what writing a model in MLflow's format takes."""
     os.nice(10)  # learners start at the same time, and nobody waits for this yet
@@ -246,6 +283,7 @@ def data_put(settings: Settings, arguments: Mapping[str, Any], progress: Progres
             arguments["tags"],
             arguments["site"],
             allow_metrics=arguments["allow_metrics"],
+            labels=arguments.get("labels"),
         )
     return {"fragment": fragment.to_json()}
 
@@ -282,6 +320,7 @@ PROJECT_STEPS: dict[str, Callable[[Work], dict[str, Any]]] = {
     "environment": environment,
     "initial-model": initial_model,
     "data": data,
+    CLUSTERS: clusters,
     "export-environment": export_environment,
     "export": export,
 }

@@ -15,9 +15,10 @@ from flops.core.errors import ConflictError, NotFoundError
 from flops.core.events import Event, EventKind
 from flops.core.ids import LearnerId, ProjectId, ServiceName
 from flops.manager import tables
+from flops.manager.clustering import with_ancestors
 from flops.manager.database import reading, writing
 from flops.manager.reports import Report, apply_report
-from flops.manager.rows import Learner, Model, Project, Service
+from flops.manager.rows import Cluster, Learner, Model, Project, Service
 from flops.manager.states import (
     ENDING,
     EXPORT,
@@ -157,7 +158,9 @@ class Store:
                 raise ConflictError(f"project {project} is {row.state} - try again when it is finished")
             following = next_state(row.state, Observation(extended=True))
             values: dict[str, Any] = {"rounds_total": row.rounds_total + rounds, "training": None}
-            reason = f"extended by {rounds} round{'s' if rounds > 1 else ''}"
+            mode = (row.spec.get("training") or {}).get("mode")
+            unit = "cycle" if mode == "hierarchical" else "round"
+            reason = f"extended by {rounds} {unit}{'s' if rounds > 1 else ''}"
             if following is not row.state:
                 values |= {"finished": None, "cleaned": False, "tracking": None}
                 self._start_anew(connection, project)
@@ -233,8 +236,10 @@ class Store:
         result: Mapping[str, Any],
         *,
         learners: Sequence[Learner] = (),
+        clusters: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """Commit a step's result, its events (``warnings`` of the result too), and the learners it chose.
+        """Commit a step's result, its events (``warnings`` of the result too), and the learners it chose or
+        the clusters that it put them into.
 
         Raises:
             Superseded: the project was stopped or paused, or is at its end.
@@ -255,6 +260,7 @@ class Store:
             )
             for learner in learners:
                 connection.execute(sa.insert(tables.learners).values(project=project, **vars(learner)))
+            self._add_clusters(connection, project, clusters or {})
             for message in result.get("warnings", ()):
                 self._add_event(connection, project, EventKind.WARNING, {"message": message})
             self._add_event(
@@ -317,7 +323,17 @@ class Store:
         query = sa.select(table).where(table.c.project == project).order_by(table.c.number)
         with reading(self._engine) as connection:
             return [
-                Learner(LearnerId(row.learner), row.number, row.site, row.state, row.reason)
+                Learner(LearnerId(row.learner), row.number, row.site, row.state, row.reason, row.cluster)
+                for row in connection.execute(query)
+            ]
+
+    def clusters(self, project: ProjectId) -> list[Cluster]:
+        """A hierarchy's clusters, outer ones before inner ones."""
+        table = tables.clusters
+        query = sa.select(table).where(table.c.project == project).order_by(table.c.number)
+        with reading(self._engine) as connection:
+            return [
+                Cluster(row.cluster, row.number, row.state, row.reason, row.rounds_done)
                 for row in connection.execute(query)
             ]
 
@@ -463,12 +479,27 @@ class Store:
             .where(tables.services.c.project == project)
             .values(restarts=0, over=None)
         )
+        for table in (tables.learners, tables.clusters):
+            connection.execute(
+                sa.update(table)
+                .where(table.c.project == project, table.c.state != "ejected")
+                .values(state="waiting", reason=None)
+            )
+
+    def _add_clusters(
+        self, connection: Connection, project: ProjectId, clusters: Mapping[str, Sequence[str]]
+    ) -> None:
+        for number, path in enumerate(with_ancestors(list(clusters)), start=1):
+            connection.execute(
+                sa.insert(tables.clusters).values(project=project, **vars(Cluster(path, number)))
+            )
         table = tables.learners
-        connection.execute(
-            sa.update(table)
-            .where(table.c.project == project, table.c.state != "ejected")
-            .values(state="waiting", reason=None)
-        )
+        for path, learners in clusters.items():
+            connection.execute(
+                sa.update(table)
+                .where(table.c.project == project, table.c.learner.in_(learners))
+                .values(cluster=path)
+            )
 
     def _services(self, connection: Connection, project: ProjectId) -> list[Service]:
         table = tables.services
@@ -480,6 +511,7 @@ class Store:
                 LearnerId(row.learner) if row.learner else None,
                 row.restarts,
                 row.over,
+                row.cluster,
             )
             for row in connection.execute(query)
         ]

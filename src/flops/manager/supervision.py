@@ -51,9 +51,10 @@ def judge(
 ) -> Iterator[Action]:
     """What has to be done, in order; nothing after a FAIL.
 
-    The aggregator resumes from its own state, so any end of it that brought no result is followed by a
-    restart. An agent is started again where it did not end by itself (killed, lost with its machine); one
-    that ended by itself has said why, and would end the same way again.
+    An aggregator resumes from its own state, so any end of it that brought no result is followed by a
+    restart; a cluster can be done without where its aggregator does not come back, the root cannot. An agent
+    is started again where it did not end by itself (killed, lost with its machine); one that ended by itself
+    has said why, and would end the same way again.
 
     Args:
         services: what the project wants.
@@ -61,15 +62,19 @@ def judge(
         last_line: what a service printed last.
     """
     over: list[str] = []
+    clusters_over: list[str] = []
     agents = [service for service in services if service.learner is not None]
+    clusters = [service for service in services if service.cluster is not None]
     for service in services:
         status = statuses.get(service.name)
         if status is not None and status.live:
             continue
+        lost = clusters_over if service.cluster is not None else over
+        is_root = service.learner is None and service.cluster is None
         if service.over is not None:
-            over.append(service.over)
+            lost.append(service.over)
             continue
-        if service.learner is not None and status is not None and status.exit_code == 0:
+        if not is_root and status is not None and status.exit_code == 0:
             continue  # the aggregator told it that training is over; its own word on that is on the way
         why = _end(service, status, last_line)
         code = None if status is None else status.exit_code
@@ -90,8 +95,8 @@ def judge(
                 f"{why} - restart {number} of {budget} without progress",
                 _pause_s(number if outside else number + _AT_ONCE - 1),
             )
-        elif service.learner is not None:
-            over.append(why)
+        elif not is_root:
+            lost.append(why)
             yield Action(service, Verdict.OVER, f"{why}; given up after {service.restarts} restarts")
         else:
             yield Action(
@@ -107,6 +112,12 @@ def judge(
             Verdict.FAIL,
             f"no learner is left of {len(agents)}: {over[-1]} - see 'flops logs {project}'",
         )
+    elif clusters and len(clusters_over) == len(clusters):
+        yield Action(
+            clusters[0],
+            Verdict.FAIL,
+            f"no cluster is left of {len(clusters)}: {clusters_over[-1]} - see 'flops logs {project}'",
+        )
 
 
 def _pause_s(number: int) -> float:
@@ -116,6 +127,8 @@ def _pause_s(number: int) -> float:
 
 def _end(service: Service, status: ServiceStatus | None, last_line: Callable[[ServiceName], str]) -> str:
     who = service.learner or f"the {service.role}"
+    if service.cluster is not None:
+        who += f" of cluster {service.cluster}"
     if status is None:
         return f"{who} is not there any more"
     line = last_line(service.name)

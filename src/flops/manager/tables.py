@@ -86,6 +86,8 @@ services = Table(
     Column("name", String(60), primary_key=True),
     Column("role", String(20), nullable=False),
     Column("learner", String(60)),
+    # Whose aggregator it is; None: the root's, or no aggregator.
+    Column("cluster", String(255)),
     Column("restarts", Integer, nullable=False, default=0),
     # Why it is over for good; None while it is wanted.
     Column("over", Text),
@@ -98,8 +100,22 @@ learners = Table(
     Column("learner", String(60), primary_key=True),
     Column("number", Integer, nullable=False),
     Column("site", String(200), nullable=False),
+    Column("cluster", String(255)),
     Column("state", String(16), nullable=False),
     Column("reason", Text),
+)
+
+# Of a hierarchy, those that lie in others too: "europe/north" in "europe".
+clusters = Table(
+    "clusters",
+    metadata,
+    _project(),
+    Column("cluster", String(255), primary_key=True),
+    Column("number", Integer, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("reason", Text),
+    # Over all cycles.
+    Column("rounds_done", Integer, nullable=False, default=0),
 )
 
 rounds = Table(
@@ -125,7 +141,7 @@ report_sources = Table(
     "report_sources",
     metadata,
     _project(),
-    Column("source", String(60), primary_key=True),
+    Column("source", String(255), primary_key=True),
     Column("last_seq", Integer, nullable=False),
 )
 

@@ -3,8 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from flops.manager.rows import Learner, Model, Project, Service
+from flops.manager.rows import Cluster, Learner, Model, Project, Service
 from flops.manager.states import State
+from flops.manager.topology import parent_of
 from flops.orchestration import ServiceStatus
 
 
@@ -13,6 +14,7 @@ def project_view(
     *,
     steps: Mapping[str, Mapping[str, Any]],
     learners: Sequence[Learner],
+    clusters: Sequence[Cluster],
     models: Sequence[Model],
     services: Sequence[Service] = (),
     statuses: Mapping[str, ServiceStatus] | None = None,
@@ -27,6 +29,10 @@ def project_view(
     model = models[0] if models else None
     tracking = project.tracking or {}
     absent = "waiting" if project.state is State.PAUSED else "done"
+
+    def now(state: str) -> str:
+        return absent if project.resting and state == "connected" else state
+
     page = tracking.get("page")
     return {
         "id": project.id,
@@ -47,10 +53,21 @@ def project_view(
             {
                 "id": learner.learner,
                 "site": learner.site,
-                "state": absent if project.resting and learner.state == "connected" else learner.state,
+                "cluster": learner.cluster,
+                "state": now(learner.state),
                 "reason": learner.reason,
             }
             for learner in learners
+        ],
+        "clusters": [
+            {
+                "id": cluster.cluster,
+                "parent": parent_of(cluster.cluster),
+                "state": now(cluster.state),
+                "reason": cluster.reason,
+                "rounds_done": cluster.rounds_done,
+            }
+            for cluster in clusters
         ],
         "metrics": project.metrics,
         "best_round": project.best_round,
@@ -78,6 +95,7 @@ def _service_view(service: Service, statuses: Mapping[str, ServiceStatus]) -> di
         "name": service.name,
         "role": service.role,
         "learner": service.learner,
+        "cluster": service.cluster,
         "state": status.state if status is not None else "pending",
         "reason": service.over or (status.reason if status is not None else "") or None,
         "restarts": service.restarts,

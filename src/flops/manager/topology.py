@@ -1,0 +1,162 @@
+"""Which aggregators a project has, who takes part in each, and what each is to do. Pure functions.
+
+A classic training has one aggregator; a hierarchy has a root, whose rounds are the cycles, one aggregator for
+each cluster, whose rounds are those inside a cycle, and one for each cluster of clusters, which passes on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from flops.core.spec import ProjectSpec
+from flops.federation import Plan
+from flops.manager.clustering import with_ancestors
+from flops.manager.rows import Learner
+
+_SERVER_OPTIMISERS = frozenset({"FedAvgM", "FedAdagrad", "FedAdam", "FedYogi"})
+"""Step from a mean: at the root, where all means meet."""
+_MEANS = frozenset({"FedAvg", "FedProx"})
+"""The same at every level; all others compare single learners, so they work where these are."""
+
+
+@dataclass(frozen=True)
+class Seat:
+    """Somebody's place at an aggregator; ``slot`` of a cluster is the smallest of its learners."""
+
+    kind: Literal["learner", "cluster"]
+    slot: int
+    max_examples: int | None
+
+
+@dataclass(frozen=True)
+class Aggregator:
+    """One aggregator; ``cluster`` and ``number`` are None at the root."""
+
+    cluster: str | None
+    number: int | None
+    seats: Mapping[str, Seat]
+    plan: Plan
+
+    @property
+    def parent(self) -> str | None:
+        """The cluster above it; None: the root is."""
+        return parent_of(self.cluster or "")
+
+
+def parent_of(cluster: str) -> str | None:
+    return cluster.rpartition("/")[0] or None
+
+
+def numbers_of(learners: Sequence[Learner]) -> dict[str, int]:
+    """The clusters of these learners with all clusters around them, numbered from 1."""
+    paths = with_ancestors([learner.cluster for learner in learners if learner.cluster])
+    return {path: number for number, path in enumerate(paths, start=1)}
+
+
+def aggregators(
+    spec: ProjectSpec, learners: Sequence[Learner], examples: Mapping[str, int | None], rounds: int
+) -> list[Aggregator]:
+    """Every aggregator of a project, the root first.
+
+    Args:
+        examples: of each site; None where that is not known.
+        rounds: of the root.
+    """
+    numbers = numbers_of(learners)
+    seats: dict[str | None, dict[str, Seat]] = {None: {}, **{path: {} for path in numbers}}
+    for learner in learners:
+        seats[learner.cluster][learner.learner] = Seat("learner", learner.number, examples[learner.site])
+    for path in sorted(numbers, key=lambda path: -path.count("/")):  # inner before outer
+        members = seats[path].values()
+        known = [seat.max_examples for seat in members if seat.max_examples is not None]
+        seats[parent_of(path)][path] = Seat(
+            "cluster",
+            min(seat.slot for seat in members),
+            sum(known) if len(known) == len(members) else None,
+        )
+    plans = _plans(spec, seats, rounds)
+    return [Aggregator(path, numbers.get(path or ""), seats[path], plans[path]) for path in (None, *numbers)]
+
+
+def _plans(
+    spec: ProjectSpec, seats: Mapping[str | None, Mapping[str, Seat]], rounds: int
+) -> dict[str | None, Plan]:
+    training = spec.training
+    own: dict[str, Any] = {
+        "strategy": training.strategy.name,
+        "strategy_parameters": training.strategy.parameters,
+    }
+    everybody: dict[str, Any] = {
+        "start_deadline_s": training.start_deadline_s,
+        "seed": training.seed,
+        "selection_metric": spec.selection.metric,
+        "selection_best": spec.selection.best or "min",
+        "learner_metrics": spec.tracking.learner_metrics,
+        "eject_after": training.eject_after,
+    }
+    over_learners = everybody | {
+        "fraction_fit": training.fraction_fit,
+        "fraction_evaluate": training.fraction_evaluate,
+        "min_available_learners": training.min_available_learners,
+        "min_fit_learners": training.min_fit_learners,
+        "min_evaluate_learners": training.min_evaluate_learners,
+        "quorum": training.quorum,
+        "cohort": training.cohort,
+        "over_sample": training.over_sample,
+        "max_update_norm": training.max_update_norm,
+        "round_deadline_s": training.round_deadline_s,
+    }
+    if training.mode != "hierarchical":
+        return {None: Plan(rounds=rounds, **own, **over_learners)}
+    name = training.strategy.name
+    of_root = own if name in _SERVER_OPTIMISERS | _MEANS else {}
+    of_cluster = {} if name in _SERVER_OPTIMISERS else own
+    of_middle = own if name in _MEANS else {}
+    deadlines = _deadlines(spec, seats)
+    plans: dict[str | None, Plan] = {}
+    for path, members in seats.items():
+        over_clusters = any(seat.kind == "cluster" for seat in members.values())
+        if not over_clusters:
+            plans[path] = Plan(
+                rounds=training.rounds,
+                cycles=rounds,
+                evaluate_every_round=spec.tracking.clusters,
+                **of_cluster,
+                **over_learners,
+            )
+            continue
+        wanted = min(training.min_clusters, len(members))
+        plans[path] = Plan(
+            rounds=rounds if path is None else 1,
+            cycles=rounds,
+            fraction_evaluate=1.0 if training.fraction_evaluate > 0 else 0.0,
+            min_available_learners=wanted,
+            min_fit_learners=wanted,
+            min_evaluate_learners=wanted,
+            round_deadline_s=deadlines[path],
+            **(of_root if path is None else of_middle),
+            **everybody,
+        )
+    return plans
+
+
+def _deadlines(
+    spec: ProjectSpec, seats: Mapping[str | None, Mapping[str, Seat]]
+) -> dict[str | None, float | None]:
+    """How long an aggregator may wait for its members: a cluster that waits for late learners in each of its
+    rounds, for as long as it may, is not late itself.
+    """
+    alone = spec.training.round_deadline_s
+    if alone is None:
+        return dict.fromkeys(seats)
+    deadlines: dict[str | None, float | None] = {}
+    by_depth = sorted(seats, key=lambda path: -1 if path is None else path.count("/"), reverse=True)
+    for path in by_depth:
+        longest = alone
+        for name, seat in seats[path].items():
+            if seat.kind == "cluster":
+                over_clusters = any(inner.kind == "cluster" for inner in seats[name].values())
+                rounds = 1 if over_clusters else spec.training.rounds
+                longest = max(longest, 2.0 * rounds * (deadlines[name] or alone))
+        deadlines[path] = longest
+    return deadlines
