@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import faulthandler
+import io
 import os
 import socket
 import sys
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Any, Optional, Sequence
 
 
 def main(arguments: Optional[Sequence[str]] = None) -> int:
@@ -18,6 +20,7 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     options = parser.parse_args(arguments)
 
     faulthandler.enable()
+    sys.stdout, sys.stderr = _lenient(1), _lenient(2)
     os.set_inheritable(options.fd, False)
     sock = socket.socket(fileno=options.fd)
     try:
@@ -37,6 +40,24 @@ def main(arguments: Optional[Sequence[str]] = None) -> int:
     sys.path[0:1] = [code]
     Session(sock, code).serve()
     return CUT_OFF
+
+
+class _Log(io.FileIO):
+    """The log that user code prints to; a full disk costs its lines, not the training."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            return len(data)
+
+
+def _lenient(fd: int) -> io.TextIOWrapper:
+    # As `python -u` does: no buffer, so that nothing is lost when the process is killed.
+    raw: Any = _Log(fd, "w", closefd=False)
+    return io.TextIOWrapper(raw, encoding="utf-8", errors="backslashreplace", write_through=True)
 
 
 if __name__ == "__main__":

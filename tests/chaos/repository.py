@@ -50,6 +50,7 @@ class ModelManager(ModelManagerTemplate):
         self.weights, self.intercept = parameters
 
     def fit_model(self):
+        print("a line in the log of this learner", flush=True)
         time.sleep({fit_s})
         for _ in range(3):
             some = np.random.permutation(len(self.x))[:32]

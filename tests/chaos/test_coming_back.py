@@ -1,7 +1,10 @@
-"""What is asked again when the one that should answer has died: data of a data server, requests to a worker."""
+"""What is asked again when the one that should answer has died, and what ends for want of space."""
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from flops.core.errors import NotFoundError, UnavailableError
 from flops.federation import DataAccess
 from flops.guest import GuestDied, LastingSeat, Worker
 from flops.guest.worker import MAX_LIVES
+from flops.manager.supervision import DISK_FULL
 from flops_worker import CUT_OFF
 
 
@@ -98,3 +102,40 @@ def test_a_worker_that_is_killed_by_every_attempt_is_given_up() -> None:
 def test_a_worker_that_ended_by_itself_is_not_started_again() -> None:
     with pytest.raises(GuestDied):
         fit(seat_with(died(None, 9)))
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_process_that_finds_no_space_ends_with_a_code_that_means_try_again(wrapped: bool) -> None:
+    code = (
+        "import errno, sys, threading\n"
+        "from pathlib import Path\n"
+        "from flops.core.errors import FailedError\n"
+        "from flops.federation.space import needing_space\n"
+        "def write():\n"
+        "    with needing_space(Path('/state'), 'the training'):\n"
+        "        full = OSError(errno.ENOSPC, 'No space left on device')\n"
+        "        if sys.argv[1:]:\n"
+        "            raise FailedError('it cannot be written') from full\n"
+        "        raise full\n"
+        "threading.Thread(target=write).start()\n"
+        "threading.Event().wait(30)\n"
+    )
+    arguments = ["wrapped"] if wrapped else []
+    result = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert result.returncode == DISK_FULL
+    assert "no space is left in /state - free some there: the training waits" in result.stderr
+
+
+def test_what_user_code_prints_to_a_full_disk_is_lost_and_nothing_else() -> None:
+    code = (
+        "import sys\n"
+        "from flops_worker.__main__ import _lenient\n"
+        "sys.stdout = _lenient(1)\n"
+        "print('a line that is lost', flush=True)\n"
+        "sys.exit(7)\n"
+    )
+    with Path("/dev/full").open("w") as full:
+        result = subprocess.run([sys.executable, "-c", code], stdout=full, timeout=60, check=False)
+    assert result.returncode == 7

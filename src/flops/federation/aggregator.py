@@ -4,7 +4,7 @@ It carries no ML library and no user code; learners connect to it. Killed at any
 the same configuration, it goes on after the last committed round.
 
 Exit codes: 0 the training finished (of a cluster: is over), 1 it failed (the reason is reported), 2 the
-configuration is unusable.
+configuration is unusable, 75 there is no space on its disk: it can be started again when there is.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from flops.federation.memory import use_one_arena
 from flops.federation.placement import Placement
 from flops.federation.reports import Reporter
 from flops.federation.roster import slots_of
+from flops.federation.space import lacks_space, needing_space
 from flops.federation.strategies import ASYNCHRONOUS
 from flops.federation.threads import expect_many_threads
 from flops.federation.training import SynchronousTraining
@@ -41,9 +42,14 @@ _LAST_REPORTS_S = 600.0
 
 def aggregate(config: AggregatorConfig) -> int:
     """Run one training, or a cluster's part in one, to its end; returns the exit code."""
-    clock = SystemClock()
     state = Path(config.state_dir)
-    state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with needing_space(state, f"the training of project {config.project}"):
+        state.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return _aggregate(config, state)
+
+
+def _aggregate(config: AggregatorConfig, state: Path) -> int:
+    clock = SystemClock()
     cluster = config.parent.member if config.parent else None
     reporter = Reporter(state / "reports.jsonl", config.report, clock, cluster)
     code, reason = 0, "the training has finished"
@@ -68,9 +74,13 @@ def aggregate(config: AggregatorConfig) -> int:
                 reporter.report(EventKind.CLUSTERS_FORMED, clusters=clusters, round_trip_ms=milliseconds)
         carry_out()
     except FlopsError as error:
+        if lacks_space(error):
+            raise
         log.error("%s", error)
         code, reason = 1, str(error)
     except Exception as error:  # whatever it is, the project has to hear that nothing more will come
+        if lacks_space(error):
+            raise
         log.exception("the aggregator cannot go on")
         code, reason = 1, f"{type(error).__name__}: {error}"
         reason = f"the aggregator of project {config.project} cannot go on: {reason}"

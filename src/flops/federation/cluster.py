@@ -24,6 +24,7 @@ from flops.federation.model_file import ModelFile
 from flops.federation.reports import Reporter
 from flops.federation.roster import InterruptedByTask, Roster
 from flops.federation.rounds import Round, Rounds
+from flops.federation.space import needing_space
 from flops.federation.training import report_of
 from flops_worker.tensors import Layout
 
@@ -70,7 +71,8 @@ class Cluster:
     def work(self) -> None:
         """Do what the parent asks for, until the project is over."""
         try:
-            self._work()
+            with needing_space(self._checkpoint.folder, f"cluster {self._name}"):
+                self._work()
         except FlopsError as error:
             self.conversation.fail(error)
         except Exception as error:

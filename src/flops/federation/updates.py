@@ -10,6 +10,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from flops.federation.blocks import Block, all_usable
+from flops.federation.space import needing_space
 from flops_worker.tensors import Layout, views
 
 
@@ -117,9 +119,10 @@ class SpooledBody:
         with self._lock:
             if self._fd < 0:
                 raise RefusedError("it is not waited for any more")
-            while data:
-                written = os.pwrite(self._fd, data, position)
-                data, position = data[written:], position + written
+            with self._spool.needing_space():
+                while data:
+                    written = os.pwrite(self._fd, data, position)
+                    data, position = data[written:], position + written
         self._next += 1
 
     def read(self, block: Block) -> np.ndarray[Any, Any]:
@@ -153,8 +156,12 @@ class Spool:
         try:
             return self._free.pop()
         except IndexError:
-            with tempfile.TemporaryFile(dir=self._folder, buffering=0) as file:
+            with self.needing_space(), tempfile.TemporaryFile(dir=self._folder, buffering=0) as file:
                 return os.dup(file.fileno())
+
+    def needing_space(self) -> AbstractContextManager[None]:
+        """For whoever writes to one of the files."""
+        return needing_space(self._folder, "the training")
 
     def give_back(self, fd: int) -> None:
         if len(self._free) < self._keep:
