@@ -62,6 +62,20 @@ def test_a_learner_that_is_gone_for_good_costs_its_grace_once(
     assert reason.startswith("it went and did not come back in time")
 
 
+def test_a_learner_without_whom_a_round_fails_is_waited_for_until_the_deadline(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roster, "RECONNECT_S", 0.2)
+    federation = start(learners=2, rounds=2, min_fit_learners=2, min_evaluate_learners=2)
+    federation.learner("a")
+    federation.learner("b", change=_cut)
+    federation.wait_for("learner.left")
+    time.sleep(1.0)
+    federation.learner("b")
+    federation.result()
+    assert [data["participants"] for data in federation.reports("round.finished")] == [2, 2]
+
+
 def test_a_failed_learner_that_stays_connected_is_not_counted_as_ready(start: Start) -> None:
     federation = start(
         learners=3,

@@ -299,7 +299,7 @@ class Rounds:
                 wait_until = deadline + limit_s
             else:
                 wait_until = deadline
-            wait_until = min(wait_until, self._give_up_on_the_gone(collection))
+            wait_until = min(wait_until, self._give_up_on_the_gone(collection, quorum))
             if isinstance(collection, TrainCollection):
                 wait_until = min(wait_until, collection.hand_slots_on(now))
             if not collection.outstanding:
@@ -320,8 +320,11 @@ class Rounds:
         collection.leave_out(member, reason)
         self._roster.history.miss(member, waited_s)
 
-    def _give_up_on_the_gone(self, collection: Collection) -> float:
-        """Leave out who has been away for too long; returns when to look again."""
+    def _give_up_on_the_gone(self, collection: Collection, quorum: int) -> float:
+        """Leave out who has been away for too long; returns when to look again.
+
+        Those without whom the quorum is out of reach are waited for until the deadline.
+        """
         now, next_look = self._clock.monotonic(), math.inf
         for member in sorted(collection.outstanding & self._roster.absent):
             until = self._roster.expected_until(member)
@@ -330,6 +333,8 @@ class Rounds:
             elif until is None:
                 continue
             elif now >= until:
+                if not collection.can_reach(quorum + 1):
+                    continue
                 why = self._roster.away.get(member, "its connection was lost")
                 collection.leave_out(member, f"it went and did not come back in time: {why}")
             else:
