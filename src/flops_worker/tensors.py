@@ -12,7 +12,7 @@ import json
 import math
 import os
 from dataclasses import dataclass
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -139,9 +139,14 @@ class Layout:
 
     def file_header(self) -> bytes:
         """The bytes before the body, padded so that the body starts at a multiple of 64."""
+        known: Optional[bytes] = self.__dict__.get("_file_header")
+        if known is not None:
+            return known
         text = json.dumps(self.to_header(), separators=(",", ":")).encode()
         text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-        return len(text).to_bytes(8, "little") + text
+        header = len(text).to_bytes(8, "little") + text
+        self.__dict__["_file_header"] = header  # made once: the layout cannot change
+        return header
 
     def difference(self, other: "Layout") -> str:
         """Why two layouts are not the same, in words; empty when they are."""

@@ -17,6 +17,7 @@ from flops.federation import AgentConfig
 from flops.federation import conversation as conversations
 from flops.federation.config import VirtualLearner
 from flops.federation.conversation import Conversation, keep_beating
+from flops.federation.kept_models import KeptModels
 from flops.federation.learner import Learner
 from flops.federation.wire import INLINE_BYTES
 from flops.guest import Guest, LastingSeat, Room, Worker
@@ -51,6 +52,7 @@ class Crew:
         self._config = config
         self._fragments = Fragments(config.data)
         learners = config.learners()
+        self._models = KeptModels() if len(learners) > 1 else None
         count = min(config.workers, len(learners))
         self._desks = [_Desk(self._worker(number, count)) for number in range(count)]
         for place, learner in enumerate(learners):
@@ -90,7 +92,9 @@ class Crew:
 
     def _member(self, place: int, learner: VirtualLearner, desk: "_Desk") -> _Member:
         seat = LastingSeat(desk.worker, place, learner.seed, lambda: self._fragments.of_site(learner.site))
-        conversation = Conversation(self._config.link(learner), on_task=lambda: desk.inbox.put(member))
+        conversation = Conversation(
+            self._config.link(learner), on_task=lambda: desk.inbox.put(member), models=self._models
+        )
         member = _Member(learner.learner, conversation, Learner(learner.learner, conversation, seat), seat)
         return member
 

@@ -24,6 +24,7 @@ from flops.core.errors import FailedError, FlopsError
 from flops.federation import placement, wire
 from flops.federation.blocks import Block, blocks
 from flops.federation.config import Link
+from flops.federation.kept_models import KeptModels, written
 from flops.federation.model_file import ModelWriter, layout_digest
 from flops_worker.tensors import Layout, LayoutError
 
@@ -123,6 +124,7 @@ class Conversation:
         on_task: called, from the thread that keeps the connection, whenever a task has come; returns at once.
         expected: the layout that updates have, made from the model's; default: the model's own.
         check_layout: raises FailedError for a model that is not the member's.
+        models: shared with other members of this process, which are sent the same models.
     """
 
     def __init__(
@@ -133,11 +135,13 @@ class Conversation:
         on_task: Callable[[], None] = lambda: None,
         expected: Callable[[Layout], Layout] = lambda layout: layout,
         check_layout: Callable[[Layout], None] = lambda layout: None,
+        models: KeptModels | None = None,
     ) -> None:
         self._link = link
         self._allows_metrics = allows_metrics
         self._on_task = on_task
         self._expected, self._check_layout = expected, check_layout
+        self._models = models
         # Of the thread that keeps the connection:
         self._address = None if link.placed else link.aggregator
         self._reader: Any = None
@@ -396,6 +400,7 @@ class Conversation:
                 self._hear(message)
             except (KeyError, TypeError, ValueError) as error:
                 raise wire.WireError(f"a message cannot be read: {error!r}") from error
+            del message  # what came beside it is not held until the next one comes
 
     def _hear(self, message: wire.Received) -> None:
         header = message.header
@@ -451,23 +456,29 @@ class Conversation:
             if self._model is None or self._model[0] != version:
                 raise wire.WireError(f"model {version} was never sent")
             return
+        fd = self._receive_model() if follows else self._model_beside(message.body or b"")
+        self._forget_model()
+        self._model = (version, fd)
+
+    def _receive_model(self) -> int:
         writer = ModelWriter(self._layout)
         try:
-            if follows:
-                for block in self._blocks:
-                    part = wire.receive(self._reader)
-                    if part.kind != "body" or part.body is None or part.header.get("offset") != block.offset:
-                        raise wire.WireError("a model's bytes do not follow its layout")
-                    writer.write(block.offset, part.body)
-            elif len(message.body or b"") != self._layout.nbytes:
-                raise wire.WireError("a model does not fit its layout")
-            else:
-                writer.write(0, message.body or b"")
+            for block in self._blocks:
+                part = wire.receive(self._reader)
+                if part.kind != "body" or part.body is None or part.header.get("offset") != block.offset:
+                    raise wire.WireError("a model's bytes do not follow its layout")
+                writer.write(block.offset, part.body)
         except BaseException:
             writer.discard()
             raise
-        self._forget_model()
-        self._model = (version, writer.fd)
+        return writer.fd if self._models is None else self._models.of_file(writer.fd)
+
+    def _model_beside(self, body: bytes | memoryview) -> int:
+        if len(body) != self._layout.nbytes:
+            raise wire.WireError("a model does not fit its layout")
+        return (
+            written(self._layout, body) if self._models is None else self._models.of_body(self._layout, body)
+        )
 
     def _forget_model(self) -> None:
         if self._model is not None:
