@@ -1,4 +1,5 @@
 import json
+import re
 from typing import Any
 
 import pytest
@@ -53,7 +54,10 @@ def test_an_unknown_key_without_a_near_one_lists_what_is_known() -> None:
         ("repo: x\ntraining: {rounds: true}", "training.rounds must be a whole number (is true)"),
         ("repo: x\ntraining: {fraction_fit: 0}", "training.fraction_fit must be more than 0"),
         ("repo: x\ntraining: {fraction_fit: .nan}", "training.fraction_fit must be"),
-        ("repo: x\ntraining: {mode: ring}", "training.mode must be 'classic' or 'hierarchical'"),
+        (
+            "repo: x\ntraining: {mode: ring}",
+            "training.mode must be 'classic', 'hierarchical' or 'asynchronous'",
+        ),
         ("repo: x\ntraining: [1]", "training must be a mapping (is [1])"),
         ("repo: x\ntraining: {seed: -1}", "training.seed must be at least 0"),
         ("repo: x\ntraining: {start_deadline_s: 0}", "training.start_deadline_s must be more"),
@@ -258,3 +262,67 @@ def test_every_valid_spec_survives_json_and_an_empty_merge(
     assert spec_from_mapping(json.loads(json.dumps(spec.to_json()))) == spec
     assert merge(spec, {}) == spec
     assert ProjectSpec.model_validate_json(json.dumps(spec.to_json())) == spec
+
+
+@pytest.mark.parametrize(
+    ("training", "mode"),
+    [
+        ("{strategy: FedBuff}", "asynchronous"),
+        ("{strategy: {name: FedAsync, parameters: {alpha: 0.5}}}", "asynchronous"),
+        ("{clusters: {count: 4}}", "hierarchical"),
+        ("{clusters: {groups: {north: [a], europe/south: [b]}}}", "hierarchical"),
+        ("{clusters: {label: region}}", "hierarchical"),
+        ("{rounds: 2}", "classic"),
+    ],
+)
+def test_the_mode_follows_from_strategy_and_clusters(training: str, mode: str) -> None:
+    spec = parse_spec(f"repo: https://h/r\ntraining: {training}", source="s")
+    assert spec.training.mode == mode
+    assert spec_from_mapping(spec.to_json()) == spec
+
+
+@pytest.mark.parametrize(
+    ("training", "problem"),
+    [
+        (
+            "{mode: asynchronous}",
+            "training.strategy FedAvg and training.mode 'asynchronous' do not go together",
+        ),
+        ("{mode: classic, strategy: FedAT}", "training.mode 'classic' do not go together"),
+        ("{mode: classic, clusters: {count: 2}}", "training.clusters are for training.mode 'hierarchical'"),
+        ("{clusters: {count: 2, size: 3}}", "count and training.clusters.size say the same thing"),
+        (
+            "{clusters: {by: label}}",
+            "training.clusters.label is needed where training.clusters.by is 'label'",
+        ),
+        ("{clusters: {by: size, groups: {a: [b]}}}", "training.clusters.groups is needed where"),
+        ("{clusters: {label: region, count: 2}}", "count and size say nothing where"),
+        ("{clusters: {count: 2, epsilon: 2.0}}", "training.clusters.epsilon is for training.clusters.by"),
+        ("{clusters: {groups: {North Sea: [a]}}}", "training.clusters.groups"),
+        ("{virtual_workers: 2}", "training.virtual_workers are for training.virtual"),
+        ("{strategy: FedBuff, over_sample: 2.0}", "training.over_sample says nothing"),
+        ("{over_sample: 0.5}", "training.over_sample"),
+        ("{cohort: best}", "training.cohort"),
+        ("{eject_after: 0}", "training.eject_after"),
+        ("{max_update_norm: 0.0}", "training.max_update_norm"),
+    ],
+)
+def test_contradictions_of_topology_are_refused(training: str, problem: str) -> None:
+    with pytest.raises(InvalidInputError, match=re.escape(problem)):
+        parse_spec(f"repo: https://h/r\ntraining: {training}", source="s")
+
+
+@pytest.mark.parametrize(
+    ("mock", "partition"),
+    [("digits", "iid"), ("{dataset: digits, shards_per_learner: 3}", "shards")],
+)
+def test_the_partition_follows_from_its_parameters(mock: str, partition: str) -> None:
+    spec = parse_spec(f"repo: https://h/r\ndata: {{mock: {mock}}}", source="s")
+    assert spec.data.mock is not None
+    assert spec.data.mock.partition == partition
+
+
+@pytest.mark.parametrize("name", ["mnist", "mnist/0", "/1", "a/b/1", "../x/1", "mnist/1.5"])
+def test_a_warm_start_names_a_model_and_a_version(name: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"model\.initial"):
+        parse_spec(f"repo: https://h/r\nmodel: {{initial: {name}}}", source="s")
