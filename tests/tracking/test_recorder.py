@@ -170,6 +170,31 @@ def test_a_run_that_had_ended_goes_on_and_gets_a_version_of_its_own(
     assert len(written["models"]) == 2
 
 
+def test_clusters_have_runs_of_their_own_below_that_of_the_project(home: "Home", contents: Contents) -> None:
+    def of(cluster: str, step: int) -> RoundMetrics:
+        return RoundMetrics(time=1000.5 + step, step=step, metrics={"loss": 1 / step}, cluster=cluster)
+
+    inner = [of("europe/north", 1), of("asia", 1), of("asia", 2), of("europe/north", 2)]
+    with home.spool.listen_for_results() as ear:
+        home.start_recorder()
+        home.spool.append(PROJECT, STARTED, *inner, metrics(1), RunEnded(time=1005.0, status="FINISHED"))
+        result = home.wait_for(PROJECT, lambda result: result.status is not None, ear=ear)
+        # The whole spool again, as after the loss of the result: nothing is made twice.
+        home.spool.append(PROJECT, STARTED, *inner, RunEnded(time=1005.0, status="FINISHED"))
+        end = home.spool.size_bytes(PROJECT)
+        again = home.wait_for(PROJECT, lambda result: result.offset == end, ear=ear)
+    assert again.children == result.children
+    assert set(result.children) == {"europe/north", "asia"}
+    runs = {run["name"]: run for run in contents(home.tracking_uri)["runs"]}
+    assert set(runs) == {"first try", "europe/north", "asia"}
+    assert {run["status"] for run in runs.values()} == {"FINISHED"}
+    for name in ("europe/north", "asia"):
+        assert runs[name]["tags"]["mlflow.parentRunId"] == result.run_id
+        assert runs[name]["tags"]["flops.cluster"] == name
+        assert [step for step, _, _ in runs[name]["metrics"]["loss"]] == [1, 2]
+    assert [step for step, _, _ in runs["first try"]["metrics"]["loss"]] == [1]
+
+
 def test_what_cannot_be_tracked_is_refused_and_the_rest_goes_on(
     home: "Home", contents: Contents, tmp_path: Path
 ) -> None:

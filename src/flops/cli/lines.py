@@ -113,15 +113,21 @@ class Lines:
             f"{done.number}/{self._progress.rounds_total}",
             number(done.metrics.get("loss")),
             percent(done.metrics.get("accuracy")),
-            f"{done.participants}/{done.cohort}",
+            str(done.participants) if self._progress.asynchronous else f"{done.participants}/{done.cohort}",
             duration(done.duration_s) if done.duration_s >= 1 else f"{1000 * done.duration_s:.0f} ms",
         )
         text = Text("  ")
         for cell, (name, width) in zip(cells, _COLUMNS, strict=True):
-            short = name == "learners" and done.participants < done.cohort
+            short = name == "learners" and done.participants + done.not_needed < done.cohort
+            short = short and not self._progress.asynchronous
             text.append(cell.rjust(width), style="yellow" if short else "default")
         if done.bytes_up is not None:
             text.append(f"   {size(done.bytes_down)} down, {size(done.bytes_up)} up", style="dim")
+        if done.not_needed:
+            text.append(f", {done.not_needed} not needed", style="dim")
+        if done.version is not None and done.staleness:
+            mean, worst = done.staleness.get("mean", 0.0), done.staleness.get("max", 0)
+            text.append(f", version {done.version}, staleness {mean:.1f}, at most {worst:.0f}", style="dim")
         yield text
         for learner, reason in done.left_out.items():
             unit = self._progress.unit

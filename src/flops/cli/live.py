@@ -75,7 +75,10 @@ class Status:
             words = f"round {progress.round}"
             if progress.hierarchical:
                 words = f"cycle {progress.round} of {progress.rounds_total}"
-            words += f": {progress.answered} of {progress.cohort} {progress.members} have answered, "
+            if progress.asynchronous:
+                words += f": {progress.answered} updates so far, "
+            else:
+                words += f": {progress.answered} of {progress.cohort} {progress.members} have answered, "
             return words + duration(self._now() - progress.round_started)
         return _WORDS.get(progress.state, progress.state)
 
@@ -153,6 +156,7 @@ def _as_text(
     progress = Progress(
         rounds_total=int(project.get("rounds_total") or 0),
         hierarchical=training.get("mode") == "hierarchical",
+        asynchronous=training.get("mode") == "asynchronous",
     )
     lines = Lines(progress, verbose=not out.is_terminal)
     status = Status(progress)

@@ -7,6 +7,8 @@ from typing import Any
 from flops.cli.follow import RESTING, ProjectEvent
 from flops.core.events import EventKind
 
+_QUICKER = "enough others were quicker"
+"""Why a learner of an over-sampled round is left out, in the aggregator's words."""
 _OF_ONE_AGGREGATOR = frozenset(
     {
         EventKind.TRAINING_WAITING,
@@ -39,9 +41,14 @@ class Round:
     cohort: int
     left_out: Mapping[str, str]
     """Why, by learner: it trained too slowly, failed, or its update was refused."""
+    not_needed: int
+    """Of an over-sampled round: those that others were quicker than."""
     duration_s: float
     bytes_down: int | None
     bytes_up: int | None
+    version: int | None = None
+    """Of an asynchronous training: changes of the global model so far."""
+    staleness: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,10 +69,12 @@ class Progress:
 
     Args:
         hierarchical: its rounds are the cycles of a root, whose members are clusters.
+        asynchronous: nobody is waited for; a round is what lies between two commits of the global model.
     """
 
     rounds_total: int
     hierarchical: bool = False
+    asynchronous: bool = False
     clusters: dict[str, ClusterRound] = field(default_factory=dict)
     ejected: set[str] = field(default_factory=set)
     state: str = "submitted"
@@ -181,16 +190,22 @@ class Progress:
         return self.ended - self.started - self.rested_s
 
     def _finish_round(self, data: Mapping[str, Any]) -> None:
-        left_out = data.get("left_out") or {}
+        left_out = {
+            key: text for key, text in (data.get("left_out") or {}).items() if key not in self.refused
+        }
+        needed = {key: text for key, text in left_out.items() if text != _QUICKER}
         self.last_round = Round(
             number=int(data.get("round", 0)),
             metrics=data.get("metrics") or {},
             participants=how_many(data.get("participants")),
             cohort=how_many(data.get("cohort")) or self.cohort,
-            left_out={key: text for key, text in left_out.items() if key not in self.refused},
+            left_out=needed,
+            not_needed=len(left_out) - len(needed),
             duration_s=float(data.get("duration_s") or 0.0),
             bytes_down=data.get("bytes_down"),
             bytes_up=data.get("bytes_up"),
+            version=data.get("version"),
+            staleness=data.get("staleness") or {},
         )
         self.round, self.round_started = self.last_round.number, None
         self.metrics = self.last_round.metrics or self.metrics

@@ -138,6 +138,30 @@ def run(
         float | None,
         typer.Option(help="Share of learners that train in a round.", rich_help_panel=_TRAINING),
     ] = None,
+    cohort: Annotated[
+        str | None,
+        typer.Option(
+            metavar="random|round-robin|data-size|availability",
+            help="Who they are.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    over_sample: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FACTOR",
+            help="Ask so many times the learners that are needed; the quickest count.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
+    deadline: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="How long a round waits for its learners; who is late is left out.",
+            rich_help_panel=_TRAINING,
+        ),
+    ] = None,
     min_learners: Annotated[
         int | None,
         typer.Option(help="Learners without which no round starts.", rich_help_panel=_TRAINING),
@@ -185,6 +209,9 @@ def run(
             "training.cycles": cycles,
             "training.strategy.name": strategy,
             "training.fraction_fit": fraction_fit,
+            "training.cohort": cohort,
+            "training.over_sample": over_sample,
+            "training.round_deadline_s": deadline,
             "training.min_available_learners": min_learners,
             "training.min_fit_learners": min_learners,
             "training.seed": seed,

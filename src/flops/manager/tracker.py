@@ -31,6 +31,7 @@ _STATUS = {
     State.STOPPED: "KILLED",
 }
 _FIGURES = ("duration_s", "bytes_down", "bytes_up")
+"""Of a round as a whole; kept as ``round_NAME``."""
 _LONGEST_VALUE = 5000  # of MLflow's tags and parameters
 
 
@@ -62,11 +63,14 @@ class Tracker:
     def ship(self, project: ProjectId) -> None:
         """Everything that happened since the last time."""
         while True:
-            seen = self._store.project(project).spooled_seq
-            events = self._store.events(project, after=seen)
+            row = self._store.project(project)
+            events = self._store.events(project, after=row.spooled_seq)
             if not events:
                 return
-            records = [_round_metrics(event) for event in events if event.kind is EventKind.ROUND_FINISHED]
+            kinds = {EventKind.ROUND_FINISHED}
+            if (row.spec.get("tracking") or {}).get("clusters"):
+                kinds.add(EventKind.CLUSTER_ROUND)
+            records = [_round_metrics(event) for event in events if event.kind in kinds]
             if records:
                 self._spool.append(project, *records)
             self._store.set_spooled(project, events[-1].seq)
@@ -133,12 +137,17 @@ def _round_metrics(event: Event) -> RoundMetrics:
     metrics |= {
         f"round_{key}": value for key, value in _numbers({key: data.get(key) for key in _FIGURES}).items()
     }
-    for learner, own in (data.get("learner_metrics") or {}).items():
+    for learner, own in (data.get("learners") or {}).items():
         metrics |= {f"{learner}/{key}": value for key, value in _numbers(own).items()}
-    participants = data.get("participants")
-    if isinstance(participants, list):
-        metrics["participants"] = float(len(participants))
-    return RoundMetrics(time=event.time, step=int(data["round"]), metrics=metrics)
+    metrics |= _numbers(
+        {"participants": data.get("participants"), "left_out": len(data.get("left_out") or ())}
+    )
+    # Of an asynchronous training: how far the global model was ahead of what the updates were made from.
+    metrics |= _numbers({"version": data.get("version")})
+    metrics |= {f"staleness_{key}": value for key, value in _numbers(data.get("staleness") or {}).items()}
+    return RoundMetrics(
+        time=event.time, step=int(data["round"]), metrics=metrics, cluster=data.get("cluster")
+    )
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

@@ -12,6 +12,8 @@ PROJECT_TAG = "flops.project"
 ROUND_TAG = "flops.round"
 ROUNDS_TAG = "flops.rounds"
 REASON_TAG = "flops.reason"
+CLUSTER_TAG = "flops.cluster"
+PARENT_TAG = "mlflow.parentRunId"  # MLflow's own, by which its GUI shows a tree
 
 _MAX_KEY = 250
 _MAX_EXPERIMENT = 500

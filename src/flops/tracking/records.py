@@ -35,11 +35,14 @@ class RunStarted:
 
 @dataclass(frozen=True, kw_only=True)
 class RoundMetrics:
-    """Figures of one round; ``step`` is the round, ``time`` the moment it was evaluated."""
+    """Figures of one round; ``step`` is the round, ``time`` the moment it was evaluated. Those of a
+    ``cluster`` go to a run of its own, a child of the project's.
+    """
 
     time: Time
     step: Round
     metrics: Mapping[str, float]
+    cluster: str | None = None
     kind: Literal["metrics"] = "metrics"
 
 

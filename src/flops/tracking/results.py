@@ -5,7 +5,8 @@ torn one.
 """
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -59,6 +60,8 @@ class Result:
     model: RegisteredModel | None = None
     artifact: KeptArtifact | None = None
     status: str | None = None
+    children: Mapping[str, str] = field(default_factory=dict)
+    """Runs of clusters."""
     refused: tuple[Refusal, ...] = ()
     """The first 20; ``refused_count`` counts all."""
     refused_count: int = 0

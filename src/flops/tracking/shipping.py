@@ -72,7 +72,9 @@ class Shipper:
         try:
             return self._ship(records, result)
         except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST" and self._vanished(result.run_id):
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST" and any(
+                self._vanished(run_id) for run_id in (result.run_id, *result.children.values())
+            ):
                 raise RunVanishedError(result.run_id) from error
             if error.error_code == "INVALID_PARAMETER_VALUE":
                 reason = without_secrets(str(error.message))[:1000]
@@ -88,7 +90,11 @@ class Shipper:
             result = self._start(experiment, result)
         if isinstance(first, RoundMetrics):
             metrics = [record for record in records if isinstance(record, RoundMetrics)]
-            self._log_metrics(result, _metrics(metrics))
+            run_id = result.run_id
+            if first.cluster is not None:
+                result = self._with_child(first.cluster, first.time, result)
+                run_id = result.children[first.cluster]
+            self._log_metrics(run_id, _metrics(metrics))
         elif isinstance(first, ModelExported):
             result = replace(result, model=self._register(first, result))
         elif isinstance(first, ArtifactExported):
@@ -121,7 +127,8 @@ class Shipper:
             )
             run_id = run.info.run_id
         if result.status is not None:
-            self._client.update_run(run_id, "RUNNING")
+            for ended in (run_id, *result.children.values()):
+                self._client.update_run(ended, "RUNNING")
         tags = [RunTag(naming.key(name), value) for name, value in record.tags.items()]
         for some in _chunks(tags, _PAIRS_A_CALL):
             self._client.log_batch(run_id, tags=some)
@@ -129,6 +136,24 @@ class Shipper:
         for some in _chunks(params, _PAIRS_A_CALL):
             self._client.log_batch(run_id, params=some)
         return replace(result, experiment_id=experiment_id, run_id=run_id, status=None)
+
+    def _with_child(self, cluster: str, time: float, result: Result) -> Result:
+        """The result with the run of a cluster in it, made on first sight."""
+        from mlflow.entities import ViewType
+
+        if cluster in result.children:
+            return result
+        own = f"tags.`{naming.CLUSTER_TAG}` = '{cluster}' and tags.`{naming.PARENT_TAG}` = '{result.run_id}'"
+        found = self._client.search_runs([result.experiment_id], own, ViewType.ALL, max_results=1)
+        if found:
+            run_id = found[0].info.run_id
+        else:
+            tags = {naming.CLUSTER_TAG: cluster, naming.PARENT_TAG: result.run_id}
+            run = self._client.create_run(
+                result.experiment_id, start_time=_milliseconds(time), tags=tags, run_name=cluster
+            )
+            run_id = run.info.run_id
+        return replace(result, children={**result.children, cluster: run_id})
 
     def _experiment(self, name: str) -> str:
         found = self._client.get_experiment_by_name(name)
@@ -144,9 +169,9 @@ class Shipper:
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
-    def _log_metrics(self, result: Result, metrics: Iterable["Metric"]) -> None:
+    def _log_metrics(self, run_id: str | None, metrics: Iterable["Metric"]) -> None:
         for some in _chunks(metrics, _METRICS_A_CALL):
-            self._client.log_batch(result.run_id, metrics=some)
+            self._client.log_batch(run_id, metrics=some)
 
     def _register(self, record: ModelExported, result: Result) -> RegisteredModel:
         directory = Path(record.directory)
@@ -164,7 +189,7 @@ class Shipper:
             self._upload(record, model.model_id, location, result)
             self._client.finalize_logged_model(model.model_id, "READY")
         self._link(model.model_id, record.round, result)
-        self._log_metrics(result, self._model_metrics(record, model.model_id, result))
+        self._log_metrics(result.run_id, self._model_metrics(record, model.model_id, result))
         version = self._version(name, model.model_id, tags, result)
         for alias in record.aliases:
             self._client.set_registered_model_alias(name, alias, str(version))
@@ -253,7 +278,8 @@ class Shipper:
     def _end(self, record: RunEnded, result: Result) -> None:
         if record.reason:
             self._client.set_tag(result.run_id, naming.REASON_TAG, record.reason)
-        self._client.set_terminated(result.run_id, record.status, _milliseconds(record.time))
+        for run_id in (*result.children.values(), result.run_id):
+            self._client.set_terminated(run_id, record.status, _milliseconds(record.time))
 
     def _vanished(self, run_id: str | None) -> bool:
         from mlflow.exceptions import MlflowException
@@ -268,8 +294,14 @@ class Shipper:
 
 
 def joinable(first: Record, second: Record) -> bool:
-    """Whether two neighbours may be shipped in one call: metrics are, which makes catching up cheap."""
-    return isinstance(first, RoundMetrics) and isinstance(second, RoundMetrics)
+    """Whether two neighbours may be shipped in one call: metrics of one run are, which makes catching up
+    cheap.
+    """
+    return (
+        isinstance(first, RoundMetrics)
+        and isinstance(second, RoundMetrics)
+        and first.cluster == second.cluster
+    )
 
 
 def local_path(uri: str) -> str | None:
