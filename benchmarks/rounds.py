@@ -9,9 +9,7 @@ parameters. The limit is a raw loopback socket that moves the same bytes.
 import argparse
 import contextlib
 import json
-import os
 import secrets
-import signal
 import statistics
 import subprocess
 import sys
@@ -26,6 +24,7 @@ import psutil
 
 from benchmarks import loopback, report
 from benchmarks.certificates import self_signed
+from benchmarks.services import peak_rss, services
 from flops.federation import AgentConfig, AggregatorConfig, Member, Plan, Tls
 from flops_worker.tensors import Layout, write
 
@@ -108,7 +107,7 @@ def measure(learners: int, nbytes: int, rounds: int, *, evaluate: bool, tls: boo
             started = 0.0
             while aggregator.poll() is None:
                 with contextlib.suppress(OSError, psutil.Error):
-                    peak = max(peak, _peak_rss(aggregator.pid))
+                    peak = max(peak, peak_rss(aggregator.pid))
                     if (folder / "state" / "state.json").exists():
                         started = started or time.perf_counter() - start
                         learner_rss = max(learner_rss, _family_rss(agents[0].pid))
@@ -163,9 +162,8 @@ def _federation(
         ),
         tls=server_tls,
     ).write(folder / "aggregator.json")
-    processes: list[subprocess.Popen[bytes]] = []
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    try:
+    with services(folder) as running:
+        agents = []
         for name, token in tokens.items():
             AgentConfig(
                 project="p-bench",
@@ -177,43 +175,9 @@ def _federation(
                 tls=client_tls,
                 threads=1,
             ).write(folder / f"{name}.json")
-            processes.append(
-                _start("flops.agent", folder / f"{name}.json", folder / "agents.log", environment)
-            )
+            agents.append(running.start("flops.agent", name))
         # The aggregator comes last: its agents are up and trying by then, as after a restart.
-        aggregator = _start(
-            "flops.federation.aggregator", folder / "aggregator.json", folder / "aggregator.log", environment
-        )
-        processes.append(aggregator)
-        yield aggregator, processes[:-1]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in processes:
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _start(module: str, config: Path, log: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, "--config", str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env=environment,
-        )
-
-
-def _peak_rss(pid: int) -> int:
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
+        yield running.start("flops.federation.aggregator", "aggregator"), agents
 
 
 def _family_rss(pid: int) -> int:
