@@ -28,9 +28,9 @@ _UNDISTURBED_S = 600.0
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--kills-a-project", type=int, default=30)
+    parser.add_argument("--kills-a-project", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--rounds", type=int, default=150)
     parser.add_argument("--learners", type=int, default=3)
     parser.add_argument("--mode", choices=("classic", "hierarchical"), default="classic")
     parser.add_argument("--pause-s", type=float, default=1.2, help="mean pause between two faults")

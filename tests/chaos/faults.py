@@ -5,6 +5,7 @@ The seed decides kinds, targets and pauses; what it hits at which instant is up 
 
 import random
 import signal
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ _FROZEN_S = (0.2, 3.0)
 _MANAGER_AWAY_S = (0.0, 1.5)
 """How long after its death the user's next command comes, which starts the manager again."""
 _REPORTS_OPEN_S = 0.5
+_ALONE, _LONGEST_RECOVERY_S = 0.8, 30.0
 _FAULTS_BESIDE_TRAINING = 4
 """In each other state of a project."""
 
@@ -96,6 +98,7 @@ class Chaos:
         self, home: Home, record: Record, rng: random.Random, pause_s: float, say: Callable[[str], None]
     ) -> None:
         self._home, self._record, self._rng, self._pause_s, self._say = home, record, rng, pause_s, say
+        self._coming: threading.Thread | None = None
 
     def disturb(self, project: str, *, kills: int, timeout_s: float) -> None:
         """Inflict faults until ``kills`` processes of this project were killed, then let it come to its end.
@@ -105,15 +108,39 @@ class Chaos:
         """
         deadline = time.monotonic() + timeout_s
         until = self._record.kills + kills
+        try:
+            self._disturb(project, until, deadline, timeout_s)
+        finally:
+            if self._coming is not None:
+                self._coming.join()
+
+    def _disturb(self, project: str, until: int, deadline: float, timeout_s: float) -> None:
         while not self._home.over(project):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"project {project} is {self._home.state(project)} after {timeout_s:g} s")
+            if self._rng.random() < _ALONE:
+                self._wait_for_a_round(project)
             time.sleep(min(5.0, self._rng.expovariate(1 / self._pause_s)))
             state = self._home.state(project)[0]
             if self._record.kills < until and self._patience(project, state):
                 self._inflict(project)
-            if self._home.manager_pid() is None:
-                self._start_manager()
+            if self._home.manager_pid() is None and (self._coming is None or not self._coming.is_alive()):
+                # Others may die while the manager is away.
+                self._coming = threading.Thread(target=self._start_manager)
+                self._coming.start()
+
+    def _wait_for_a_round(self, project: str) -> None:
+        """Most faults come alone: what was hit has come back, and rounds go on."""
+        if self._home.state(project)[0] != "training" or not self._record.faults:
+            return
+        last = self._record.faults[-1].time
+        until = time.monotonic() + _LONGEST_RECOVERY_S
+        while time.monotonic() < until and self._home.manager_pid() is not None:
+            sql = "select max(time) from events where project = ? and kind = 'round.finished'"
+            ((when,),) = self._home.query(sql, project)
+            if (when or 0.0) > last or self._home.over(project):
+                return
+            time.sleep(0.1)
 
     def _patience(self, project: str, state: str) -> bool:
         """Steps begin again from their start, and would never come to their end at the pace of rounds."""
@@ -121,7 +148,7 @@ class Chaos:
         return state == "training" or before < _FAULTS_BESIDE_TRAINING
 
     def _start_manager(self) -> None:
-        time.sleep(self._rng.uniform(*_MANAGER_AWAY_S))
+        time.sleep(random.uniform(*_MANAGER_AWAY_S))
         self._home.reap()
         start = time.monotonic()
         self._home.client().close()
@@ -155,7 +182,8 @@ class Chaos:
         end = time.monotonic() + _REPORTS_OPEN_S
         wanted = self._rng.choice(("agent-aggregator", "agent-data", "aggregator-manager", "agent-worker"))
         while True:  # some connections are short: look for one that is open now
-            found = [one for one in connections(self._home, running) if one.kind == wanted]
+            late = time.monotonic() > end
+            found = [one for one in connections(self._home, running) if late or one.kind == wanted]
             if found:
                 found.sort(key=lambda one: (one.process.pid, one.fd))
                 target = self._rng.choice(found)
@@ -163,7 +191,7 @@ class Chaos:
                 if target.cut():
                     self._note(fault)
                     return
-            if time.monotonic() > end:
+            if late:
                 return
             time.sleep(0.002)
 

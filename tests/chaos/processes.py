@@ -173,7 +173,10 @@ def _services(home: Home) -> dict[str, tuple[str, int]]:
         with contextlib.suppress(OSError, ValueError):
             record = json.loads(path.read_bytes())
             pid = record["process"]["pid"] if record["process"] else 0
-            found[path.stem] = (str(record["spec"]["role"]), pid)
+            role = str(record["spec"]["role"])
+            if role == "aggregator" and not path.stem.endswith("-aggregator"):
+                role = "cluster"  # the root's name has nothing behind its role
+            found[path.stem] = (role, pid)
     return found
 
 

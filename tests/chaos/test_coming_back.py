@@ -15,6 +15,9 @@ from flops.core.errors import NotFoundError, UnavailableError
 from flops.federation import DataAccess
 from flops.guest import GuestDied, LastingSeat, Worker
 from flops.guest.worker import MAX_LIVES
+from flops.images import uv
+from flops.images.uv import KilledError
+from flops.manager import steps
 from flops.manager.supervision import DISK_FULL
 from flops_worker import CUT_OFF
 
@@ -139,3 +142,30 @@ def test_what_user_code_prints_to_a_full_disk_is_lost_and_nothing_else() -> None
     with Path("/dev/full").open("w") as full:
         result = subprocess.run([sys.executable, "-c", code], stdout=full, timeout=60, check=False)
     assert result.returncode == 7
+
+
+def test_a_killed_uv_is_told_from_one_that_failed() -> None:
+    with pytest.raises(KilledError, match="was killed by SIGKILL"):
+        uv.start(["sh", "-c", "kill -9 $$"], os.environ, 30.0)
+    assert uv.start(["sh", "-c", "exit 9"], os.environ, 30.0).returncode == 9
+
+
+@pytest.mark.parametrize("kills", [2, 3])
+def test_a_step_under_which_a_process_is_killed_is_begun_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kills: int
+) -> None:
+    deaths = [died(), KilledError("uv", 9), died()][:kills]
+
+    def step(*_: Any) -> dict[str, Any]:
+        if deaths:
+            raise deaths.pop(0)
+        return {"done": True}
+
+    monkeypatch.setitem(steps.DATA_STEPS, "data-list", step)
+    told: list[str] = []
+    if kills < 3:
+        assert steps.run_step("data-list", {"home": str(tmp_path)}, told.append) == {"done": True}
+    else:
+        with pytest.raises(GuestDied):
+            steps.run_step("data-list", {"home": str(tmp_path)}, told.append)
+    assert told == ["a process of step 'data-list' was killed, the step is begun again"] * 2

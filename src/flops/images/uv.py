@@ -28,6 +28,14 @@ _NETWORK = re.compile(
 _MAX_OUTPUT = 8 << 20
 
 
+class KilledError(UnavailableError):
+    """A program was killed from outside, perhaps for lack of memory: what it was doing is half done."""
+
+    def __init__(self, what: str, number: int) -> None:
+        self.signal = signal.Signals(number).name
+        super().__init__(f"'{what}' was killed by {self.signal}, perhaps for lack of memory - try again")
+
+
 @dataclass(frozen=True)
 class Finished:
     """How a run of uv ended."""
@@ -57,6 +65,7 @@ def run(
         keep_open: file descriptors that the process inherits (a lock stays held while uv is at work).
     Raises:
         FailedError: uv cannot be started, ran over ``timeout_s``, or ``cancel`` was set.
+        KilledError: somebody killed it.
     """
     return start([find_uv(), *arguments], environment, timeout_s, progress, cancel, keep_open)
 
@@ -115,6 +124,8 @@ def start(
                 raise
     except subprocess.TimeoutExpired as error:
         raise FailedError(f"'{what}' closed its output and did not end - try again") from error
+    if process.returncode < 0:
+        raise KilledError(what, -process.returncode)
     stdout, stderr = (bytes(part).decode("utf-8", "replace") for part in output.values())
     return Finished(process.returncode, stdout, _PASSWORD.sub("//***@", stderr))
 

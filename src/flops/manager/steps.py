@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 CHECK_TIMEOUT_S = 300.0
 EXPORT_TIMEOUT_S = 300.0
+_ATTEMPTS = 3
+"""Of a step under which processes are killed."""
 # What the user's environment needs in addition so that a model can be written in MLflow's format. Its flavors
 # import pandas, which the skinny package leaves out; skops saves scikit-learn models without pickle.
 _EXPORT_EXTRA = ("mlflow-skinny", "pandas")
@@ -60,6 +62,18 @@ def run_step(step: str, request: Mapping[str, Any], progress: Progress) -> dict[
         FlopsError: whatever goes wrong, other errors included (their traceback is in the log).
         OSError: no space is left on the disk.
     """
+    for attempt in range(1, _ATTEMPTS + 1):
+        try:
+            return _run(step, request, progress)
+        except FlopsError as error:
+            # Of uv, or of the process of the user's code: for lack of memory, or by somebody.
+            if getattr(error, "signal", None) != "SIGKILL" or attempt == _ATTEMPTS:
+                raise
+            progress(f"a process of step '{step}' was killed, the step is begun again")
+    raise AssertionError("unreachable")
+
+
+def _run(step: str, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     settings = Settings(home=Path(request["home"]))
     try:
         if step in DATA_STEPS:
@@ -231,7 +245,7 @@ def clusters(work: Work) -> dict[str, Any]:
             for number, site in enumerate(sites, start=1)
         ],
     )
-    clustering.check_minimums(formed, training)
+    clustering.check_minimums(formed, training, len(sites))
     return {"clusters": formed, "warnings": warnings}
 
 
