@@ -128,10 +128,10 @@ def test_a_cluster_below_its_minimum_is_named() -> None:
     with pytest.raises(
         InvalidInputError, match="cluster europe/north has 1 learner, but a round inside a cl"
     ):
-        check_minimums(clusters, TrainingSpec(min_fit_learners=2))
+        check_minimums(clusters, TrainingSpec(min_fit_learners=2), 3)
     with pytest.raises(InvalidInputError, match=r"min_clusters is 3, but there are 2 \(asia, europe\)"):
-        check_minimums(clusters, TrainingSpec(min_clusters=3))
-    check_minimums(clusters, TrainingSpec(min_clusters=2))
+        check_minimums(clusters, TrainingSpec(min_clusters=3), 3)
+    check_minimums(clusters, TrainingSpec(min_clusters=2), 3)
 
 
 def test_outer_clusters_come_before_inner_ones() -> None:
@@ -142,3 +142,11 @@ def test_outer_clusters_come_before_inner_ones() -> None:
         "europe/north/oslo",
         "europe/south",
     ]
+
+
+def test_clusters_by_latency_are_empty_until_the_root_has_measured_and_checked_by_their_share() -> None:
+    clusters = form(ClustersSpec(by="latency", count=2), candidates(list("abcde")))
+    assert clusters == {"cluster-1": [], "cluster-2": []}
+    check_minimums(clusters, TrainingSpec(min_fit_learners=2), 5)
+    with pytest.raises(InvalidInputError, match="cluster cluster-1 has 2 learners, but a round inside a cl"):
+        check_minimums(clusters, TrainingSpec(min_fit_learners=3), 5)

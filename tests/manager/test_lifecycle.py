@@ -287,7 +287,7 @@ def test_configuration_files_and_tokens_are_private_and_stay_the_same(
     assert config.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in config.iterdir()} == {0o600}
     learners, results = world.store.learners(PROJECT), world.store.steps(PROJECT)
-    deployment.write_configurations(world.settings, PROJECT, SPEC, learners, results, rounds=2)
+    deployment.write_configurations(world.settings, PROJECT, SPEC, learners, results, rounds=2, numbers={})
     assert {path.name: path.read_text() for path in config.iterdir()} == before
     database = world.settings.database.read_bytes()
     for secret in (before["tokens.json"].split('"')[3], world.settings.home.name.zfill(40)):

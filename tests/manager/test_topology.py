@@ -2,6 +2,7 @@ from typing import Any
 
 from flops.core.ids import LearnerId
 from flops.core.spec import ProjectSpec, spec_from_mapping
+from flops.manager.clustering import with_ancestors
 from flops.manager.rows import Learner
 from flops.manager.topology import Aggregator, Seat, aggregators
 
@@ -17,7 +18,8 @@ def formed(wanted: ProjectSpec, paths: tuple[str | None, ...], rounds: int = 3) 
         Learner(LearnerId(f"learner-{n}"), n, f"site-{n}", cluster=path) for n, path in enumerate(paths, 1)
     ]
     examples = {learner.site: 10 * learner.number for learner in learners}
-    return {one.cluster: one for one in aggregators(wanted, learners, examples, rounds)}
+    numbers = {path: n for n, path in enumerate(with_ancestors([path for path in paths if path]), start=1)}
+    return {one.cluster: one for one in aggregators(wanted, learners, examples, rounds, numbers)}
 
 
 def test_a_classic_training_has_one_aggregator_with_all_learners_in_their_places() -> None:
@@ -52,7 +54,7 @@ def test_the_largest_bound_is_unknown_where_one_of_the_sum_is() -> None:
         Learner(LearnerId("learner-1"), 1, "a", cluster="x"),
         Learner(LearnerId("l-2"), 2, "b", cluster="x"),
     ]
-    found = aggregators(spec(mode="hierarchical"), learners, {"a": 10, "b": None}, 1)
+    found = aggregators(spec(mode="hierarchical"), learners, {"a": 10, "b": None}, 1, {"x": 1})
     assert found[0].seats == {"x": Seat("cluster", 1, None)}
 
 
@@ -83,3 +85,14 @@ def test_the_least_number_of_clusters_is_no_more_than_a_cluster_of_clusters_has(
     found = formed(spec(mode="hierarchical", min_clusters=2), ("e/a", "f"))
     assert found[None].plan.min_fit_learners == 2
     assert found["e"].plan.min_fit_learners == 1
+
+
+def test_a_root_that_places_its_learners_itself_lets_any_of_them_into_any_cluster() -> None:
+    wanted = spec(clusters={"by": "latency", "count": 2})
+    learners = [Learner(LearnerId(f"learner-{n}"), n, f"site-{n}") for n in (1, 2, 3)]
+    examples = {learner.site: 10 for learner in learners}
+    root, *clusters = aggregators(wanted, learners, examples, 3, {"cluster-1": 1, "cluster-2": 2})
+    assert root.seats == {"cluster-1": Seat("cluster", 1, 30), "cluster-2": Seat("cluster", 2, 30)}
+    assert [list(one.seats) for one in clusters] == [["learner-1", "learner-2", "learner-3"]] * 2
+    placed = [Learner(one.learner, one.number, one.site, cluster="cluster-1") for one in learners]
+    assert aggregators(wanted, placed, examples, 3, {"cluster-1": 1, "cluster-2": 2}) == [root, *clusters]

@@ -61,6 +61,12 @@ class Lines:
                         f"cluster {clean(data.get('cluster'))}, round {data.get('round')}: {clean(learner)} "
                         f"left out - {clean(reason)}"
                     )
+            case EventKind.CLUSTERS_FORMED:
+                trips = data.get("round_trip_ms") or {}
+                for cluster, learners in (data.get("clusters") or {}).items():
+                    known = [trips[name] for name in learners if name in trips]
+                    away = f", at most {max(known):.2g} ms away" if known else ""
+                    yield Text(f"    cluster {clean(cluster)}: {len(learners)} learners{away}", "dim")
             case EventKind.CLUSTER_LEFT if not self._progress.training_over:
                 reason = clean(data.get("reason") or "no reason given")
                 yield _attention(f"cluster {clean(data.get('cluster'))} left - {reason}")

@@ -13,7 +13,8 @@ from flops.core.errors import InvalidInputError
 from flops.core.spec import ClustersSpec, TrainingSpec
 
 Clusters = dict[str, list[str]]
-"""Learners by the path of their cluster, in the order of their numbers."""
+"""Learners by the path of their cluster, in the order of their numbers; nobody in any cluster where they are
+placed later."""
 
 _ROOT = "aggregator"
 _DEEPEST = 8
@@ -48,11 +49,8 @@ def form(spec: ClustersSpec, candidates: Sequence[Candidate]) -> Clusters:
             return by_distribution(candidates, how_many(spec, len(candidates)))
         case "size":
             return by_size(candidates, how_many(spec, len(candidates)))
-        case _:
-            raise InvalidInputError(
-                f"training.clusters.by '{spec.by}' is not possible in this version yet - use 'size', "
-                "'label', 'distribution' or 'groups'"
-            )
+        case "latency":  # the root measures and decides
+            return {path: [] for path in by_size(candidates, how_many(spec, len(candidates)))}
 
 
 def how_many(spec: ClustersSpec, learners: int) -> int:
@@ -170,8 +168,9 @@ def by_distribution(candidates: Sequence[Candidate], count: int) -> Clusters:
     return _grouped({one.learner: f"cluster-{cluster_of[one.learner]}" for one in candidates})
 
 
-def check_minimums(clusters: Clusters, training: TrainingSpec) -> None:
-    """
+def check_minimums(clusters: Clusters, training: TrainingSpec, learners: int) -> None:
+    """Args: learners is how many there are in all.
+
     Raises:
         InvalidInputError: a cluster can never have as many learners as a round of it needs, or the root can
             never have as many clusters.
@@ -180,10 +179,10 @@ def check_minimums(clusters: Clusters, training: TrainingSpec) -> None:
     needed = max(
         training.min_available_learners, training.min_fit_learners, evaluate, training.updates_needed
     )
-    for path, learners in clusters.items():
-        if len(learners) < needed:
+    for path, size in _sizes(clusters, learners).items():
+        if size < needed:
             raise InvalidInputError(
-                f"cluster {path} has {len(learners)} learner{'s' if len(learners) > 1 else ''}, but a round "
+                f"cluster {path} has {size} learner{'s' if size > 1 else ''}, but a round "
                 f"inside a cluster needs {needed} - lower training.min_available_learners and its like, or "
                 "form fewer clusters"
             )
@@ -193,6 +192,13 @@ def check_minimums(clusters: Clusters, training: TrainingSpec) -> None:
             f"training.min_clusters is {training.min_clusters}, but there {'are' if len(top) > 1 else 'is'} "
             f"{len(top)} ({_some(sorted(top))}) - lower it, or form more clusters"
         )
+
+
+def _sizes(clusters: Clusters, learners: int) -> dict[str, int]:
+    """Learners of each cluster: those who are in it, or an equal share where nobody is placed yet."""
+    placed = any(clusters.values())
+    share = learners // len(clusters)
+    return {path: len(members) if placed else share for path, members in clusters.items()}
 
 
 def with_ancestors(paths: Sequence[str]) -> list[str]:

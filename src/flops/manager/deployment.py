@@ -9,7 +9,7 @@ import json
 import os
 import secrets
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,7 +27,7 @@ from flops.federation import (
 )
 from flops.manager.paths import ProjectPaths, data_token_file, write_private_json
 from flops.manager.rows import VIRTUAL, Learner, Service
-from flops.manager.topology import Aggregator, aggregators, numbers_of
+from flops.manager.topology import Aggregator, aggregators, home_of, places_itself
 from flops.orchestration import ServiceSpec
 
 AGGREGATOR = "aggregator"
@@ -43,17 +43,23 @@ def learners_of(sites: Sequence[Mapping[str, Any]]) -> list[Learner]:
     ]
 
 
-def services_of(project: ProjectId, spec: ProjectSpec, learners: Sequence[Learner]) -> list[Service]:
-    """The aggregators first, the root before its clusters: members look for them."""
+def services_of(
+    project: ProjectId, spec: ProjectSpec, learners: Sequence[Learner], numbers: Mapping[str, int]
+) -> list[Service]:
+    """The aggregators first, the root before its clusters: members look for them.
+
+    Args:
+        numbers: of the clusters, by path.
+    """
     return [
         Service(service_name(project, AGGREGATOR), AGGREGATOR, None),
         *(
             Service(service_name(project, AGGREGATOR, number), AGGREGATOR, None, cluster=cluster)
-            for cluster, number in numbers_of(learners).items()
+            for cluster, number in numbers.items()
         ),
         *(
             Service(service_name(project, AGENT, agent.number), AGENT, agent.name)
-            for agent in _agents(spec, learners)
+            for agent in _agents(spec, learners, numbers)
         ),
     ]
 
@@ -87,6 +93,7 @@ def write_configurations(
     results: Mapping[str, Mapping[str, Any]],
     *,
     rounds: int,
+    numbers: Mapping[str, int],
 ) -> None:
     """Write what every aggregator and every agent need to know.
 
@@ -94,22 +101,26 @@ def write_configurations(
         rounds: to train in all: those of the spec, and those that were asked for later; of a hierarchy:
             cycles.
         results: of the preparing steps, by name.
+        numbers: of the clusters, by path.
     """
     paths = ProjectPaths.of(settings, project)
     paths.config.mkdir(parents=True, exist_ok=True, mode=0o700)
     paths.state.mkdir(exist_ok=True)
     paths.logs.mkdir(exist_ok=True)
-    tokens = _tokens(settings, project, learners)
+    tokens = _tokens(settings, project, learners, numbers)
     examples = {site["site"]: site["num_examples"] for site in results["data"]["sites"]}
-    numbers = numbers_of(learners)
-    for aggregator in aggregators(spec, learners, examples, rounds):
-        _write_aggregator(settings, project, aggregator, numbers, tokens)
+    newcomers = {
+        str(learner.learner): Member(tokens["learners"][learner.learner], slot=learner.number)
+        for learner in (learners if places_itself(spec) else ())
+    }
+    for aggregator in aggregators(spec, learners, examples, rounds, numbers):
+        _write_aggregator(settings, project, aggregator, numbers, tokens, newcomers)
     training = spec.training
     data_token = data_token_file(settings).read_text(encoding="ascii").strip()
     access = DataAccess(
         location=f"grpc+unix://{settings.data_socket}", token=data_token, tags=tuple(results["data"]["tags"])
     )
-    agents = _agents(spec, learners)
+    agents = _agents(spec, learners, numbers)
     for agent in agents:
         seats = [
             VirtualLearner(
@@ -122,13 +133,14 @@ def write_configurations(
         ]
         config = AgentConfig(
             project=project,
-            aggregator=_location(settings, project, numbers.get(agent.learners[0].cluster or "")),
+            aggregator=_location(settings, project, numbers.get(home_of(spec, agent.learners[0]) or "")),
             python=results["environment"]["python"],
             code=results["fetch"]["path"],
             data=access,
             threads=_threads(spec, len(learners)),
             memory_mb=spec.resources.memory_mb,
             log=str(paths.logs / f"{agent.name}.log"),
+            placed=bool(newcomers),
         )
         if training.virtual:
             config = replace(config, virtual=tuple(seats), workers=_workers(spec, len(agents)))
@@ -146,14 +158,13 @@ class _Agent:
     learners: Sequence[Learner]
 
 
-def _agents(spec: ProjectSpec, learners: Sequence[Learner]) -> list[_Agent]:
+def _agents(spec: ProjectSpec, learners: Sequence[Learner], numbers: Mapping[str, int]) -> list[_Agent]:
     """One for each learner; virtual learners share one, those of a cluster in a hierarchy."""
     if not spec.training.virtual:
         return [_Agent(learner.learner, learner.number, [learner]) for learner in learners]
-    numbers = numbers_of(learners)
     together: dict[int | None, list[Learner]] = {}
     for learner in learners:
-        together.setdefault(numbers.get(learner.cluster or ""), []).append(learner)
+        together.setdefault(numbers.get(home_of(spec, learner) or ""), []).append(learner)
     return [
         _Agent(LearnerId(VIRTUAL if number is None else f"{VIRTUAL}-{number}"), number, members)
         for number, members in together.items()
@@ -171,13 +182,15 @@ def _write_aggregator(
     aggregator: Aggregator,
     numbers: Mapping[str, int],
     tokens: Mapping[str, Any],
+    newcomers: Mapping[str, Member],
 ) -> None:
     paths = ProjectPaths.of(settings, project)
     parent = None
     if aggregator.cluster is not None:
         above = numbers.get(aggregator.parent or "")
         token = tokens["clusters"][aggregator.cluster]
-        parent = Link(_location(settings, project, above), aggregator.cluster, token)
+        parent = Link(_location(settings, project, above), aggregator.cluster, token, placed=bool(newcomers))
+    addresses = {path: _location(settings, project, number) for path, number in numbers.items()}
     AggregatorConfig(
         project=project,
         listen=_location(settings, project, aggregator.number),
@@ -199,6 +212,8 @@ def _write_aggregator(
             url_path=f"/internal/v1/projects/{project}/reports",
         ),
         parent=parent,
+        newcomers=newcomers if parent is None else {},
+        addresses=addresses if newcomers and parent is None else {},
     ).write(paths.config / f"{_subject(aggregator.number)}.json")
 
 
@@ -246,7 +261,9 @@ def _tokens_file(settings: Settings, project: ProjectId) -> Any:
     return ProjectPaths.of(settings, project).config / "tokens.json"
 
 
-def _tokens(settings: Settings, project: ProjectId, learners: Sequence[Learner]) -> dict[str, Any]:
+def _tokens(
+    settings: Settings, project: ProjectId, learners: Sequence[Learner], clusters: Iterable[str]
+) -> dict[str, Any]:
     path = _tokens_file(settings, project)
     if not path.exists():
         write_private_json(
@@ -254,7 +271,7 @@ def _tokens(settings: Settings, project: ProjectId, learners: Sequence[Learner])
             {
                 "project": secrets.token_urlsafe(32),
                 "learners": {learner.learner: secrets.token_urlsafe(32) for learner in learners},
-                "clusters": {cluster: secrets.token_urlsafe(32) for cluster in numbers_of(learners)},
+                "clusters": {cluster: secrets.token_urlsafe(32) for cluster in clusters},
             },
         )
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))

@@ -181,11 +181,18 @@ class Lifecycle:
 
     def _deploy(self, project: Project) -> bool:
         learners = self._store.learners(project.id)
+        numbers = {cluster.cluster: cluster.number for cluster in self._store.clusters(project.id)}
         spec = self._spec()
-        self._store.want_services(project.id, deployment.services_of(project.id, spec, learners))
+        self._store.want_services(project.id, deployment.services_of(project.id, spec, learners, numbers))
         results = self._store.steps(project.id)
         deployment.write_configurations(
-            self._all.settings, project.id, spec, learners, results, rounds=project.rounds_total
+            self._all.settings,
+            project.id,
+            spec,
+            learners,
+            results,
+            rounds=project.rounds_total,
+            numbers=numbers,
         )
         self._all.support()
         self._all.tracker.begin(project, spec, results)

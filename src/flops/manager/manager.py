@@ -461,11 +461,6 @@ class Manager:
 
 
 def _check_possible(spec: ProjectSpec) -> None:
-    if spec.training.clusters is not None and spec.training.clusters.by == "latency":
-        raise InvalidInputError(
-            "training.clusters.by 'latency' is not possible in this version yet - use 'size', 'label', "
-            "'distribution' or 'groups'"
-        )
     if spec.post_training_steps:
         raise InvalidInputError(
             "post_training_steps are not possible in this version yet - leave them out; the trained model "

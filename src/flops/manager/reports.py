@@ -26,6 +26,7 @@ _ACCEPTED = frozenset(
         EventKind.LEARNER_CONNECTED,
         EventKind.LEARNER_LEFT,
         EventKind.LEARNER_EJECTED,
+        EventKind.CLUSTERS_FORMED,
         EventKind.CLUSTER_CONNECTED,
         EventKind.CLUSTER_LEFT,
         EventKind.CLUSTER_ROUND,
@@ -90,6 +91,8 @@ def apply_report(connection: Connection, project: ProjectId, report: Report) -> 
             # A root names its member, whatever that is.
             member = {**report.data, "cluster": report.data.get("learner")}
             _set_cluster(connection, project, member, "ejected")
+        case EventKind.CLUSTERS_FORMED:
+            _put_into_clusters(connection, project, report.data)
         case EventKind.CLUSTER_CONNECTED:
             _set_cluster(connection, project, report.data, "connected")
         case EventKind.CLUSTER_LEFT if not _trained(connection, project):
@@ -124,6 +127,16 @@ def _set_learner(connection: Connection, project: ProjectId, data: Mapping[str, 
         )
         .values(state=state, reason=data.get("reason"))
     )
+
+
+def _put_into_clusters(connection: Connection, project: ProjectId, data: Mapping[str, Any]) -> None:
+    table = tables.learners
+    for cluster, learners in dict(data.get("clusters") or {}).items():
+        connection.execute(
+            sa.update(table)
+            .where(table.c.project == project, table.c.learner.in_([str(one) for one in learners]))
+            .values(cluster=str(cluster))
+        )
 
 
 def _set_cluster(connection: Connection, project: ProjectId, data: Mapping[str, Any], state: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 from flops.core.spec import ProjectSpec
 from flops.federation import Plan
-from flops.manager.clustering import with_ancestors
 from flops.manager.rows import Learner
 
 _SERVER_OPTIMISERS = frozenset({"FedAvgM", "FedAdagrad", "FedAdam", "FedYogi"})
@@ -21,7 +20,9 @@ _MEANS = frozenset({"FedAvg", "FedProx"})
 
 @dataclass(frozen=True)
 class Seat:
-    """Somebody's place at an aggregator; ``slot`` of a cluster is the smallest of its learners."""
+    """Somebody's place at an aggregator; ``slot`` of a cluster is the smallest of its learners, or its number
+    where they are not known yet.
+    """
 
     kind: Literal["learner", "cluster"]
     slot: int
@@ -47,33 +48,59 @@ def parent_of(cluster: str) -> str | None:
     return cluster.rpartition("/")[0] or None
 
 
-def numbers_of(learners: Sequence[Learner]) -> dict[str, int]:
-    """The clusters of these learners with all clusters around them, numbered from 1."""
-    paths = with_ancestors([learner.cluster for learner in learners if learner.cluster])
-    return {path: number for number, path in enumerate(paths, start=1)}
+def places_itself(spec: ProjectSpec) -> bool:
+    """Whether the root measures its learners and says who trains with whom, instead of the manager."""
+    clusters = spec.training.clusters
+    return clusters is not None and clusters.by == "latency"
+
+
+def home_of(spec: ProjectSpec, learner: Learner) -> str | None:
+    """The cluster whose aggregator a learner connects to at first; None: the root's."""
+    return None if places_itself(spec) else learner.cluster
 
 
 def aggregators(
-    spec: ProjectSpec, learners: Sequence[Learner], examples: Mapping[str, int | None], rounds: int
+    spec: ProjectSpec,
+    learners: Sequence[Learner],
+    examples: Mapping[str, int | None],
+    rounds: int,
+    numbers: Mapping[str, int],
 ) -> list[Aggregator]:
     """Every aggregator of a project, the root first.
 
     Args:
         examples: of each site; None where that is not known.
         rounds: of the root.
+        numbers: of the clusters, by path.
     """
-    numbers = numbers_of(learners)
     seats: dict[str | None, dict[str, Seat]] = {None: {}, **{path: {} for path in numbers}}
+    if places_itself(spec):  # any learner may be put into any cluster
+        everybody = {str(one.learner): Seat("learner", one.number, examples[one.site]) for one in learners}
+        total = _sum([seat.max_examples for seat in everybody.values()])
+        for path, number in numbers.items():
+            seats[path] = everybody
+            seats[None][path] = Seat("cluster", number, total)
+        return _with_plans(spec, seats, numbers, rounds)
     for learner in learners:
         seats[learner.cluster][learner.learner] = Seat("learner", learner.number, examples[learner.site])
     for path in sorted(numbers, key=lambda path: -path.count("/")):  # inner before outer
         members = seats[path].values()
-        known = [seat.max_examples for seat in members if seat.max_examples is not None]
-        seats[parent_of(path)][path] = Seat(
-            "cluster",
-            min(seat.slot for seat in members),
-            sum(known) if len(known) == len(members) else None,
-        )
+        slot = min(seat.slot for seat in members)
+        seats[parent_of(path)][path] = Seat("cluster", slot, _sum([seat.max_examples for seat in members]))
+    return _with_plans(spec, seats, numbers, rounds)
+
+
+def _sum(bounds: Sequence[int | None]) -> int | None:
+    known = [bound for bound in bounds if bound is not None]
+    return sum(known) if len(known) == len(bounds) else None
+
+
+def _with_plans(
+    spec: ProjectSpec,
+    seats: Mapping[str | None, Mapping[str, Seat]],
+    numbers: Mapping[str, int],
+    rounds: int,
+) -> list[Aggregator]:
     plans = _plans(spec, seats, rounds)
     return [Aggregator(path, numbers.get(path or ""), seats[path], plans[path]) for path in (None, *numbers)]
 
