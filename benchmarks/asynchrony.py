@@ -14,9 +14,7 @@ take alone (without the data of the slow one), and what all six would take if no
 import argparse
 import contextlib
 import json
-import os
 import secrets
-import signal
 import statistics
 import subprocess
 import sys
@@ -31,10 +29,12 @@ import numpy as np
 from sklearn.datasets import load_digits
 
 from benchmarks import report
+from benchmarks.services import services
 from flops.federation import AgentConfig, AggregatorConfig, Member, Plan
 from flops_worker.tensors import Layout, write
 
 LEARNERS, ALPHA = 6, 1.0
+SLOW = f"learner-{LEARNERS - 1}"
 QUICK_S, SLOW_S = 0.05, 0.5
 _LONGEST_S = 12.0
 """Whoever has not reached the target by then does not."""
@@ -156,7 +156,6 @@ def measure(setting: Setting, seed: int, target: float, rate: float) -> dict[str
     """One training until the target; time counts from the first task to the report of the accuracy."""
     with tempfile.TemporaryDirectory(prefix="flops-bench-") as name:
         folder = Path(name)
-        slow = f"learner-{LEARNERS - 1}"
         with _federation(folder, setting, seed, rate) as aggregator:
             start, done = None, []
             while aggregator.poll() is None:
@@ -183,7 +182,7 @@ def measure(setting: Setting, seed: int, target: float, rate: float) -> dict[str
         "seconds": round(reached[0] - start, 3) if reached else None,
         "rounds": len(done),
         "updates": len(learners),
-        "updates_of_the_slow": learners.count(slow) if setting.slow else 0,
+        "updates_of_the_slow": learners.count(SLOW) if setting.slow else 0,
         "mean_staleness": round(statistics.mean(staleness), 2) if staleness else 0.0,
         "accuracy": round(max(map(_accuracy, done), default=0.0), 4),
     }
@@ -240,14 +239,13 @@ def _federation(folder: Path, setting: Setting, seed: int, rate: float) -> Itera
             seed=seed,
         ),
     ).write(folder / "aggregator.json")
-    processes: list[subprocess.Popen[bytes]] = []
-    try:
+    with services(folder) as running:
         for (name, token), data in zip(tokens.items(), _data(seed), strict=False):
-            code = folder / name
+            code = folder / f"code-{name}"
             code.mkdir()
             (code / "model_manager.py").write_text(_MODEL_MANAGER)
             np.savez(code / "data.npz", **data)  # type: ignore[arg-type]
-            slow = setting.slow and name == f"learner-{LEARNERS - 1}"
+            slow = setting.slow and name == SLOW
             settings = {"seconds": SLOW_S if slow else QUICK_S, "rate": rate}
             (code / "settings.json").write_text(json.dumps(settings))
             AgentConfig(
@@ -258,34 +256,9 @@ def _federation(folder: Path, setting: Setting, seed: int, rate: float) -> Itera
                 python=sys.executable,
                 code=str(code),
                 threads=1,
-                log=str(folder / f"{name}.out"),
             ).write(folder / f"{name}.json")
-            processes.append(_start("flops.agent", folder / f"{name}.json", folder / "agents.log"))
-        config, log = folder / "aggregator.json", folder / "aggregator.log"
-        aggregator = _start("flops.federation.aggregator", config, log)
-        processes.append(aggregator)
-        yield aggregator
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        for process in processes:
-            try:
-                process.wait(5)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-
-
-def _start(module: str, config: Path, log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", module, "--config", str(config)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-        )
+            running.start("flops.agent", name)
+        yield running.start("flops.federation.aggregator", "aggregator")
 
 
 if __name__ == "__main__":

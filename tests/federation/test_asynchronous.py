@@ -579,7 +579,6 @@ def test_a_learner_that_comes_back_answers_the_task_that_it_had(start: Start) ->
 
 def test_a_learner_that_is_gone_for_good_is_given_up(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(roster, "RECONNECT_S", 0.5)
-    monkeypatch.setattr(asynchronous, "RECONNECT_S", 0.5)
     federation = start(learners=2, rounds=12, strategy="FedBuff", **ONE)
 
     def cut(header: Header) -> Header:
