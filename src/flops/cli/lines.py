@@ -79,10 +79,11 @@ class Lines:
                 yield _attention(f"learner {clean(data.get('learner'))} left - {reason}")
             case EventKind.UPDATE_REFUSED:
                 where = f"cluster {clean(data['cluster'])}, " if "cluster" in data else ""
-                yield _attention(
-                    f"{where}round {data.get('round')}: update of {clean(data.get('learner'))} refused - "
-                    f"{clean(data.get('reason'))}"
-                )
+                who = f"{where}round {data.get('round')}: update of {clean(data.get('learner'))}"
+                if not data.get("late"):  # that it was left out stands with its round
+                    yield _attention(f"{who} refused - {clean(data.get('reason'))}")
+                elif self._verbose:
+                    yield Text(f"    {who} came too late", "dim")
             case EventKind.ROUND_FINISHED if "cluster" not in data:
                 yield from self._round()
             case EventKind.TRAINING_FAILED:

@@ -162,7 +162,7 @@ class Progress:
             case EventKind.UPDATE_RECEIVED:  # of many learners, not every one is told
                 counted = how_many(data.get("answered")) + len(self.refused)
                 self.answered = max(self.answered + 1, counted)
-            case EventKind.UPDATE_REFUSED:
+            case EventKind.UPDATE_REFUSED if not data.get("late"):
                 self.answered += 1
                 self.refused.add(str(data.get("learner")))
             case EventKind.ROUND_FINISHED:

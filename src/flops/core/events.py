@@ -25,7 +25,7 @@ class EventKind(StrEnum):
     TRAINING_WAITING = "training.waiting"  # [connected, needed, deadline_s]
     ROUND_STARTED = "round.started"  # [round, cohort]
     UPDATE_RECEIVED = "update.received"  # [round, learner, bytes, fit_s]
-    UPDATE_REFUSED = "update.refused"  # [round, learner, reason]
+    UPDATE_REFUSED = "update.refused"  # [round, learner, reason, late: it came after its round]
     ROUND_FINISHED = "round.finished"
     # [round, participants, left_out, train_metrics, metrics, duration_s, bytes_down, bytes_up]; a round of
     # a hierarchy's root is a cycle: [cycle, cycles] stand beside it; asynchronous: [version, staleness]

@@ -241,7 +241,12 @@ class Roster:
         task = str(said.header.get("task"))[:80]
         self._hub.send(said.learner, {"t": "refused", "task": task, "reason": reason})
         self._reporter.report(
-            EventKind.UPDATE_REFUSED, round=round_number, learner=said.learner, task=task, reason=reason
+            EventKind.UPDATE_REFUSED,
+            round=round_number,
+            learner=said.learner,
+            task=task,
+            reason=reason,
+            late=harmless,
         )
         if not harmless:
             self._strike(said.learner, reason)
