@@ -68,7 +68,7 @@ def test_everything_goes_on_after_the_disk_of_the_whole_home_was_full(
 ) -> None:
     """The manager's database, its spool, the tracking store and the logs are on it as well."""
     home = Home(tmp_path / "home")
-    disk = mount_disk(home.settings.home, "48m")
+    disk = mount_disk(home.settings.home, "320m")  # the data server keeps 256 MiB free
     home.settings.environments_dir.symlink_to(environments)
     try:
         project = submit(home, repository)
