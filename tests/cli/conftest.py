@@ -166,6 +166,12 @@ class StandIn:
             self.emit("project.state", project, state="paused", reason="a user asked for it")
             return self.projects[project]
 
+        @app.post("/v1/projects/{project}/extend")
+        async def extend(project: str, request: Request) -> Any:
+            self.requests.append(("POST", "extend", await request.json()))
+            self.emit("project.state", project, state="deploying", reason="extended by 3 rounds")
+            return self.projects[project]
+
         @app.post("/v1/projects/{project}/resume")
         def resume(project: str) -> Any:
             self.emit("project.state", project, state="deploying", reason="resume was requested")

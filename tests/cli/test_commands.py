@@ -47,6 +47,45 @@ def test_show_tells_all_about_a_project(stand_in: "StandIn", flops: "Flops") -> 
     assert flops("show", PROJECT, "--json").json["commit"] == "1a2b3c"
 
 
+def test_show_draws_a_hierarchy(stand_in: "StandIn", flops: "Flops") -> None:
+    def member(name: str, **values: Any) -> dict[str, Any]:
+        return {"id": name, "state": "connected", "reason": None} | values
+
+    stand_in.add_project(
+        spec={"training": {"mode": "hierarchical"}},
+        clusters=[
+            member("asia", parent=None, rounds_done=4),
+            member("europe", parent=None, rounds_done=0, state="left", reason="no learner is there"),
+            member("europe/north", parent="europe", rounds_done=0),
+        ],
+        learners=[
+            member("learner-1", site="osaka", cluster="asia"),
+            member("learner-2", site="oslo", cluster="europe/north", state="ejected", reason="NaN"),
+            member("learner-3", site="lima", cluster=None, state="waiting"),
+        ],
+    )
+    out = flops("show", PROJECT).out
+    assert "cycles      0 of 2" in out
+    lines = [line.split() for line in out[out.index("root") :].splitlines()]
+    assert lines == [
+        ["root"],
+        ["├──", "asia", "connected", "4", "rounds"],
+        ["│", "└──", "learner-1", "osaka", "connected"],
+        ["├──", "europe", "left", "no", "learner", "is", "there"],
+        ["│", "└──", "north", "connected"],
+        ["│", "└──", "learner-2", "oslo", "ejected", "NaN"],
+        ["└──", "learner-3", "lima", "waiting"],
+    ]
+
+
+def test_extend_says_how_it_goes_on(stand_in: "StandIn", flops: "Flops") -> None:
+    stand_in.add_project(state="finished")
+    assert flops("extend", PROJECT).code == 2  # how many?
+    extended = flops("extend", PROJECT, "--rounds", "3")
+    assert extended.out == "p-7k2mqd  deploying  watch it with 'flops attach p-7k2mqd'\n"
+    assert stand_in.requests[-1] == ("POST", "extend", {"rounds": 3})
+
+
 def test_logs_cannot_steer_the_terminal(stand_in: "StandIn", flops: "Flops") -> None:
     stand_in.add_project()
     assert flops("logs", PROJECT, "--tail", "1").out == (

@@ -28,18 +28,29 @@ def spec_sent(stand_in: "StandIn") -> dict[str, Any]:
 # what is asked for
 
 
+def test_clusters_and_cycles_ask_for_a_hierarchy(stand_in: "StandIn", flops: "Flops") -> None:
+    assert flops("run", "git@host:x.git", "--clusters", "3", "--cycles", "5", "--rounds", "2", "-d").code == 0
+    training = spec_sent(stand_in)["training"]
+    assert (training["mode"], training["cycles"], training["rounds"]) == ("hierarchical", 5, 2)
+    assert (training["clusters"]["by"], training["clusters"]["count"]) == ("size", 3)
+    assert flops("run", "git@host:x.git", "--cycles", "5", "-d").code == 0
+    training = spec_sent(stand_in)["training"]
+    assert (training["mode"], training["clusters"]) == ("hierarchical", None)
+
+
 def test_flags_become_the_spec(stand_in: "StandIn", flops: "Flops") -> None:
     outcome = flops(
         "run", "git@host:x.git@v1", "--mock", "digits", "--learners", "4", "--rounds", "7", "--alpha", "0.2",
         "--strategy", "FedAdam", "--strategy-param", "eta=1e-2", "--strategy-param", "mode=fast",
         "--strategy-param", "flag=true", "-t", "a", "-t", "b c", "--seed", "5", "--name", "n", "--flavor",
-        "sklearn", "--fraction-fit", "0.5", "--min-learners", "2", "--detach",
+        "sklearn", "--fraction-fit", "0.5", "--min-learners", "2", "--cohort", "availability",
+        "--over-sample", "1.5", "--deadline", "30", "--initial", "digits/3", "--detach",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert f"flops attach {PROJECT}" in outcome.out
     spec = spec_sent(stand_in)
     assert (spec["repo"], spec["ref"], spec["name"]) == ("git@host:x.git", "v1", "n")
-    assert spec["model"]["flavor"] == "sklearn"
+    assert (spec["model"]["flavor"], spec["model"]["initial"]) == ("sklearn", "digits/3")
     training = spec["training"]
     assert (training["learners"], training["rounds"], training["seed"]) == (4, 7, 5)
     assert training["strategy"] == {
@@ -48,6 +59,8 @@ def test_flags_become_the_spec(stand_in: "StandIn", flops: "Flops") -> None:
     }
     assert (training["fraction_fit"], training["min_fit_learners"]) == (0.5, 2)
     assert training["min_available_learners"] == 2
+    assert (training["cohort"], training["over_sample"]) == ("availability", 1.5)
+    assert (training["round_deadline_s"], training["mode"]) == (30.0, "classic")
     assert spec["data"]["tags"] == ["a", "b c"]
     mock = spec["data"]["mock"]
     assert (mock["dataset"], mock["partition"], mock["alpha"], mock["seed"]) == (

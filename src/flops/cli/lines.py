@@ -66,7 +66,8 @@ class Lines:
                 for cluster, learners in (data.get("clusters") or {}).items():
                     known = [trips[name] for name in learners if name in trips]
                     away = f", at most {max(known):.2g} ms away" if known else ""
-                    yield Text(f"    cluster {clean(cluster)}: {len(learners)} learners{away}", "dim")
+                    members = f"{len(learners)} learner{'s' if len(learners) != 1 else ''}"
+                    yield Text(f"    cluster {clean(cluster)}: {members}{away}", "dim")
             case EventKind.CLUSTER_LEFT if not self._progress.training_over:
                 reason = clean(data.get("reason") or "no reason given")
                 yield _attention(f"cluster {clean(data.get('cluster'))} left - {reason}")
@@ -116,25 +117,29 @@ class Lines:
             yield Text(
                 "  " + "".join(headings.get(name, name).rjust(width) for name, width in _COLUMNS), "bold"
             )
+        waits_for_nobody = self._progress.mode == "asynchronous"
         cells = (
             f"{done.number}/{self._progress.rounds_total}",
             number(done.metrics.get("loss")),
             percent(done.metrics.get("accuracy")),
-            str(done.participants) if self._progress.asynchronous else f"{done.participants}/{done.cohort}",
+            str(done.participants) if waits_for_nobody else f"{done.participants}/{done.cohort}",
             duration(done.duration_s) if done.duration_s >= 1 else f"{1000 * done.duration_s:.0f} ms",
         )
         text = Text("  ")
         for cell, (name, width) in zip(cells, _COLUMNS, strict=True):
             short = name == "learners" and done.participants + done.not_needed < done.cohort
-            short = short and not self._progress.asynchronous
+            short = short and not waits_for_nobody
             text.append(cell.rjust(width), style="yellow" if short else "default")
+        beside = []
         if done.bytes_up is not None:
-            text.append(f"   {size(done.bytes_down)} down, {size(done.bytes_up)} up", style="dim")
+            beside.append(f"{size(done.bytes_down)} down, {size(done.bytes_up)} up")
         if done.not_needed:
-            text.append(f", {done.not_needed} not needed", style="dim")
+            beside.append(f"{done.not_needed} not needed")
         if done.version is not None and done.staleness:
             mean, worst = done.staleness.get("mean", 0.0), done.staleness.get("max", 0)
-            text.append(f", version {done.version}, staleness {mean:.1f}, at most {worst:.0f}", style="dim")
+            beside.append(f"version {done.version}, staleness {mean:.1f}, at most {worst:.0f}")
+        if beside:
+            text.append("   " + ", ".join(beside), style="dim")
         yield text
         for learner, reason in done.left_out.items():
             unit = self._progress.unit

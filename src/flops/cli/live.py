@@ -73,9 +73,9 @@ class Status:
             return words + (f", at most {duration(progress.deadline_s)}" if progress.deadline_s else "")
         if progress.state == "training" and progress.round_started is not None:
             words = f"round {progress.round}"
-            if progress.hierarchical:
+            if progress.mode == "hierarchical":
                 words = f"cycle {progress.round} of {progress.rounds_total}"
-            if progress.asynchronous:
+            if progress.mode == "asynchronous":
                 words += f": {progress.answered} updates so far, "
             else:
                 words += f": {progress.answered} of {progress.cohort} {progress.members} have answered, "
@@ -155,8 +155,7 @@ def _as_text(
     training = (project.get("spec") or {}).get("training") or {}
     progress = Progress(
         rounds_total=int(project.get("rounds_total") or 0),
-        hierarchical=training.get("mode") == "hierarchical",
-        asynchronous=training.get("mode") == "asynchronous",
+        mode=str(training.get("mode") or "classic"),
     )
     lines = Lines(progress, verbose=not out.is_terminal)
     status = Status(progress)

@@ -68,13 +68,12 @@ class Progress:
     """A project as far as its events tell, in order.
 
     Args:
-        hierarchical: its rounds are the cycles of a root, whose members are clusters.
-        asynchronous: nobody is waited for; a round is what lies between two commits of the global model.
+        mode: hierarchical: its rounds are the cycles of a root, whose members are clusters; asynchronous:
+            nobody is waited for, a round is what lies between two commits of the global model; or classic.
     """
 
     rounds_total: int
-    hierarchical: bool = False
-    asynchronous: bool = False
+    mode: str = "classic"
     clusters: dict[str, ClusterRound] = field(default_factory=dict)
     ejected: set[str] = field(default_factory=set)
     state: str = "submitted"
@@ -103,11 +102,11 @@ class Progress:
 
     @property
     def unit(self) -> str:
-        return "cycle" if self.hierarchical else "round"
+        return "cycle" if self.mode == "hierarchical" else "round"
 
     @property
     def members(self) -> str:
-        return "clusters" if self.hierarchical else "learners"
+        return "clusters" if self.mode == "hierarchical" else "learners"
 
     def apply(self, event: ProjectEvent) -> None:
         """Take in the next event; kinds that are not known change nothing."""

@@ -176,6 +176,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         ("lock", found.get("lock")),
         ("starts from", (spec.get("model") or {}).get("initial")),
         ("data", ", ".join((spec.get("data") or {}).get("tags") or [])),
+        ("mode", training.get("mode") if training.get("mode") != "classic" else None),
         ("strategy", f"{strategy.get('name', '')}{f' ({parameters})' if parameters else ''}"),
         (
             f"{unit}s",
