@@ -32,7 +32,7 @@ from flops.federation.mean import weighted_metrics
 from flops.federation.mixing import make_mixing
 from flops.federation.model_file import ModelFile, ModelWriter
 from flops.federation.reports import Reporter
-from flops.federation.roster import Roster
+from flops.federation.roster import MANY, Roster
 from flops.federation.rounds import answer_deadline_s, learner_seed, members_needed
 from flops.federation.training import Outcome, is_better
 from flops.federation.updates import LateError, RefusedError, Spool, Update
@@ -148,6 +148,8 @@ class AsynchronousTraining:
         self._slowest_s: float | None = None
         self._short_since: float | None = None
         self._told: int | None = None
+        self._least_pause_s = 1.0 if len(members) > MANY else 0.0
+        self._told_of_waiting = self._told_of_update = -math.inf
 
     def run(self) -> Outcome:
         """Train to the last commit, and have it evaluated.
@@ -237,8 +239,8 @@ class AsynchronousTraining:
             self._short_since = now
         if now >= self._short_since + limit_s:
             raise FailedError(self._roster.too_few(self._round, needed, present, f" after {limit_s:g} s"))
-        if self._told != present:
-            self._told = present
+        if self._told != present and now - self._told_of_waiting >= self._least_pause_s:
+            self._told, self._told_of_waiting = present, now
             self._reporter.report(
                 EventKind.TRAINING_WAITING,
                 round=self._round,
@@ -306,8 +308,9 @@ class AsynchronousTraining:
         evaluation = self._evaluation
         if evaluation is not None:
             self._choose_judges(evaluation, ready)
+            outstanding = evaluation.outstanding - self._tasks.keys()
             for learner in ready:
-                if learner in evaluation.outstanding and learner not in self._tasks:
+                if learner in outstanding:
                     self._ask(learner, self._evaluate_header(evaluation), evaluation.model, now)
         if self._rounds >= self._plan.rounds:
             return
@@ -495,13 +498,16 @@ class AsynchronousTraining:
         window.learner_metrics.setdefault(learner, {}).update(metrics)
         window.fit_s[learner] = round(update.fit_s, 4)
         window.bytes_up += update.nbytes
-        if took_s > _WORTH_TELLING_S:
+        now = self._clock.monotonic()
+        if took_s > _WORTH_TELLING_S and now - self._told_of_update >= self._least_pause_s:
+            self._told_of_update = now
             self._reporter.report(
                 EventKind.UPDATE_RECEIVED,
                 round=self._round,
                 learner=learner,
                 bytes=update.nbytes,
                 fit_s=round(update.fit_s, 4),
+                answered=len(window.updates),
                 version=task.model.version,
                 staleness=staleness,
             )
