@@ -2,7 +2,10 @@ import sqlite3
 import threading
 
 import pytest
+import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from flops.core.clock import ManualClock
@@ -10,7 +13,7 @@ from flops.core.errors import ConflictError, InvalidInputError, NotFoundError
 from flops.core.events import EventKind
 from flops.core.ids import LearnerId, ProjectId, ServiceName
 from flops.core.settings import Settings
-from flops.manager.database import open_database, reading
+from flops.manager.database import MIGRATIONS, open_database, reading
 from flops.manager.reports import Report, parse_report
 from flops.manager.rows import Learner, Model, Service
 from flops.manager.states import Observation, State
@@ -47,6 +50,35 @@ def test_the_migrations_make_exactly_the_tables_of_the_code(settings: Settings) 
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
     engine.dispose()
+
+
+def test_a_database_of_an_older_version_is_brought_up_to_date(settings: Settings) -> None:
+    settings.database.parent.mkdir(parents=True, exist_ok=True)
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    engine = sa.create_engine(f"sqlite:///{settings.database}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        for statement in (
+            "INSERT INTO projects (id, name, state, spec, source, created, updated, last_seq, spooled_seq,"
+            " rounds_done, rounds_total, cleaned)"
+            " VALUES ('p-7k2mqd', 'mnist', 'training', '{}', '/r', 1.0, 1.0, 0, 0, 1, 3, 0)",
+            "INSERT INTO report_sources VALUES ('p-7k2mqd', 'aggregator', 7)",
+            "INSERT INTO learners VALUES ('p-7k2mqd', 'learner-1', 1, 'a', 'connected', NULL)",
+            "INSERT INTO services VALUES ('p-7k2mqd', 'p-7k2mqd-aggregator', 'aggregator', NULL, 2, NULL)",
+        ):
+            connection.execute(sa.text(statement))
+    engine.dispose()
+    store = Store(open_database(settings.database))
+    project = ProjectId("p-7k2mqd")
+    assert store.learners(project) == [Learner(LearnerId("learner-1"), 1, "a", "connected")]
+    assert [service.restarts for service in store.services(project)] == [2]
+    assert store.clusters(project) == []
+    assert store.accept_reports(project, "aggregator", [Report(7, 1.0, EventKind.WARNING, {})]) == 7
+    assert store.accept_reports(project, "europe/north", [Report(1, 1.0, EventKind.WARNING, {})]) == 1
+    store.close()
 
 
 def test_the_database_is_private_and_in_wal_mode(store: Store, settings: Settings) -> None:

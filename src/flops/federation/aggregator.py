@@ -103,11 +103,14 @@ def _prepare(
         cluster = Cluster(config, hub, checkpoint, reporter, clock)
 
         def take_part() -> None:
-            threading.Thread(target=cluster.work, name="work", daemon=True).start()
+            work = threading.Thread(target=cluster.work, name="work", daemon=True)
+            work.start()
             threading.Thread(
                 target=keep_beating, args=([cluster.conversation],), name="beat", daemon=True
             ).start()
             cluster.conversation.run()
+            hub.wake()
+            work.join(1.0)  # members that leave because the project is over are no news
 
         return take_part
     kind = AsynchronousTraining if config.plan.strategy in ASYNCHRONOUS else SynchronousTraining
