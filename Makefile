@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench clean
+.PHONY: help setup demo test check format bench chaos clean
 
 help: ## List the targets.
 	@echo "FLOps: from a link to an ML repository to a federated model. Targets:"
@@ -38,6 +38,10 @@ bench: $(STAMP) ## Measure rounds and a whole project (a few minutes; the full s
 	$(BIN)/python -m benchmarks.rounds --learners 50 --bytes 10000 --rounds 20 --json -
 	$(BIN)/python -m benchmarks.rounds --learners 10 --bytes 10000000 --rounds 5 --json -
 	$(BIN)/python -m benchmarks.project --json -
+
+chaos: $(STAMP) ## Kill, freeze and cut real projects over and over; they must end with the same bits (half an hour).
+	$(BIN)/python -m tests.chaos --kills 200
+	$(BIN)/python -m tests.chaos --kills 60 --mode hierarchical
 
 clean: ## Remove .venv, caches and build outputs; FLOPS_HOME stays.
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -163,7 +163,9 @@ class Chaos:
         by_kind: dict[str, list[Process]] = {}
         for process in running:
             by_kind.setdefault(process.kind, []).append(process)
-        weights = {kind: _WEIGHTS[kind] for kind in by_kind if kind in _WEIGHTS}
+        # What was hit least comes first, so that few kills too reach every kind.
+        hit = Counter(fault.target for fault in self._record.faults if fault.action == "kill")
+        weights = {kind: _WEIGHTS[kind] / (1 + hit[kind]) for kind in by_kind if kind in _WEIGHTS}
         if not weights or self._home.over(project):
             return
         victim = self._rng.choice(sorted(by_kind[self._choose(weights)], key=lambda one: one.pid))
