@@ -498,6 +498,26 @@ def test_the_last_commit_is_not_finished_on_fewer_evaluations_than_were_asked_fo
     )
 
 
+def test_the_last_evaluation_needs_only_those_who_evaluate(start: Start) -> None:
+    """One learner leaves for good with the last commit: the other one is enough to judge it."""
+    federation = start(
+        learners=2,
+        rounds=1,
+        strategy="FedBuff",
+        start_deadline_s=3.0,
+        **{**ONE, "min_available_learners": 2},
+    )
+
+    def leave(parameters: list[Any], _: int) -> tuple[float, float, int]:
+        raise StopIteration
+
+    federation.learner("a", evaluate=leave)
+    federation.learner("b", fit=_plus(1.0, 0.3))
+    outcome = federation.result()
+    assert outcome.rounds == 1
+    assert federation.reports("round.finished")[0]["evaluated"] == 1
+
+
 # -- who is there
 
 

@@ -13,7 +13,7 @@ import math
 import secrets
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,9 @@ from flops.federation.checkpoint import Checkpoint, Committed
 from flops.federation.cohorts import choose, cohort_size
 from flops.federation.collect import evaluation_of
 from flops.federation.config import Member, Plan
+from flops.federation.evaluation import Evaluation
 from flops.federation.hub import GlobalModel, Hub, Said
 from flops.federation.intake import Intake, NormGate
-from flops.federation.mean import weighted_metrics
 from flops.federation.mixing import make_mixing
 from flops.federation.model_file import ModelFile, ModelWriter
 from flops.federation.reports import Reporter
@@ -36,6 +36,7 @@ from flops.federation.roster import MANY, Roster
 from flops.federation.rounds import answer_deadline_s, learner_seed, members_needed
 from flops.federation.training import Outcome, is_better
 from flops.federation.updates import LateError, RefusedError, Spool, Update
+from flops.federation.window import Window
 
 _WORTH_TELLING_S = 1.0  # single updates that come quicker are no news
 _PATIENCE_S = 5.0  # for evaluations that are under way, where rounds are quicker than that
@@ -66,41 +67,6 @@ class _Task:
     @property
     def trains(self) -> bool:
         return bool(self.header["t"] == "train")
-
-
-@dataclass
-class _Evaluation:
-    """What learners say of one committed model, so far."""
-
-    task: str
-    model: GlobalModel
-    until: float
-    """How long the last commit waits for more than the least number of answers."""
-    chosen: set[str] = field(default_factory=set)
-    results: dict[str, tuple[int, dict[str, float]]] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def outstanding(self) -> set[str]:
-        return self.chosen - self.results.keys() - self.left_out.keys()
-
-
-@dataclass
-class _Window:
-    """What has happened since the last commit."""
-
-    since: float
-    announced: bool = False
-    due_since: float | None = None
-    """Since when its commit waits for evaluations of the one before."""
-    updates: list[dict[str, Any]] = field(default_factory=list)
-    """Of each accepted update: learner, the version it was made from, its staleness and discount."""
-    train_metrics: list[tuple[float, dict[str, float]]] = field(default_factory=list)
-    learner_metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    fit_s: dict[str, float] = field(default_factory=dict)
-    left_out: dict[str, str] = field(default_factory=dict)
-    bytes_down: int = 0
-    bytes_up: int = 0
 
 
 class AsynchronousTraining:
@@ -143,8 +109,8 @@ class AsynchronousTraining:
         self._numbers = itertools.count(1)
         self._tasks: dict[str, _Task] = {}
         self._given_up: dict[str, deque[str]] = {}
-        self._evaluation: _Evaluation | None = None
-        self._window = _Window(clock.monotonic())
+        self._evaluation: Evaluation | None = None
+        self._window = Window(clock.monotonic())
         self._slowest_s: float | None = None
         self._short_since: float | None = None
         self._told: int | None = None
@@ -225,11 +191,8 @@ class AsynchronousTraining:
         Raises:
             FailedError: too few learners for `start_deadline_s`, or no more can come.
         """
-        needed, present, limit_s = (
-            members_needed(self._plan),
-            len(self._present()),
-            self._plan.start_deadline_s,
-        )
+        plan, present, limit_s = self._plan, len(self._present()), self._plan.start_deadline_s
+        needed = members_needed(plan) if self._rounds < plan.rounds else plan.min_evaluate_learners
         if present >= needed:
             self._short_since = self._told = None
             return True
@@ -338,7 +301,7 @@ class AsynchronousTraining:
             if self._ask(learner, self._train_header(learner), self._model, now):
                 self._mixing.asked(learner, now)
 
-    def _choose_judges(self, evaluation: _Evaluation, ready: list[str]) -> None:
+    def _choose_judges(self, evaluation: Evaluation, ready: list[str]) -> None:
         wanted, _ = cohort_size(len(ready), self._plan.fraction_evaluate, self._plan.min_evaluate_learners)
         evaluation.chosen.update(
             choose(
@@ -374,7 +337,7 @@ class AsynchronousTraining:
             "seed": learner_seed(self._plan.seed, self._roster.slots[learner], times),
         }
 
-    def _evaluate_header(self, evaluation: _Evaluation) -> dict[str, Any]:
+    def _evaluate_header(self, evaluation: Evaluation) -> dict[str, Any]:
         return {
             "t": "evaluate",
             "task": evaluation.task,
@@ -485,19 +448,7 @@ class AsynchronousTraining:
         self._roster.history.answer(learner, took_s)
         self._slowest_s = max(self._slowest_s or 0.0, took_s)
         share = self._mixing.take(update, task.model, staleness, took_s)
-        window.updates.append(
-            {
-                "learner": learner,
-                "version": task.model.version,
-                "staleness": staleness,
-                "discount": round(share, 6),
-            }
-        )
-        metrics = dict(update.metrics)
-        window.train_metrics.append((float(update.num_examples), metrics))
-        window.learner_metrics.setdefault(learner, {}).update(metrics)
-        window.fit_s[learner] = round(update.fit_s, 4)
-        window.bytes_up += update.nbytes
+        window.take(update, staleness, share)
         now = self._clock.monotonic()
         if took_s > _WORTH_TELLING_S and now - self._told_of_update >= self._least_pause_s:
             self._told_of_update = now
@@ -529,8 +480,7 @@ class AsynchronousTraining:
         learners that will train for longer than the round took.
         """
         evaluation, window = self._evaluation, self._window
-        missing = self._plan.min_evaluate_learners - len(evaluation.results) if evaluation else 0
-        if evaluation is None or missing <= 0 or not self._mixing.ends_round:
+        if evaluation is None or not evaluation.missing or not self._mixing.ends_round:
             return False
         if window.due_since is None:
             window.due_since = now
@@ -543,9 +493,9 @@ class AsynchronousTraining:
             and name not in evaluation.left_out
             and self._will_judge(name, evaluation, window.due_since * 2 - window.since)
         ]
-        return len(judges) >= missing
+        return len(judges) >= evaluation.missing
 
-    def _will_judge(self, learner: str, evaluation: _Evaluation, free_by: float) -> bool:
+    def _will_judge(self, learner: str, evaluation: Evaluation, free_by: float) -> bool:
         """Whether a learner evaluates, or is free to, or will probably be by then."""
         task = self._tasks.get(learner)
         if task is None or not task.trains:
@@ -574,8 +524,8 @@ class AsynchronousTraining:
                 if not all_usable(values):
                     raise FailedError(
                         f"strategy {self._plan.strategy} made a model with NaN or infinite values in round "
-                        f"{self._round} of project {self._project} - lower its server_learning_rate, or set "
-                        "training.max_update_norm"
+                        f"{self._round} of project {self._project} - set training.max_update_norm, or lower "
+                        "the learning rate"
                     )
                 writer.write(block.offset, values.view(np.uint8).data)
             file = writer.finish()
@@ -592,21 +542,12 @@ class AsynchronousTraining:
     def _commit(self) -> None:
         before, window = self._checkpoint.committed, self._window
         evaluates = self._plan.fraction_evaluate > 0
-        staleness = [update["staleness"] for update in window.updates]
         report: dict[str, Any] = {
             "round": before.round + 1,
             "rounds": self._plan.rounds,
-            "participants": len(window.fit_s),
             "cohort": self._mixing.at_once,
-            "left_out": window.left_out,
-            "fit_s": window.fit_s,
-            "train_metrics": weighted_metrics(window.train_metrics),
             "version": self._model.version,
-            "staleness": {"mean": float(np.mean(staleness)), "max": max(staleness)} if staleness else {},
-            "updates": window.updates,
-            "duration_s": self._clock.monotonic() - window.since,
-            "bytes_down": window.bytes_down,
-            "bytes_up": window.bytes_up,
+            **window.report(self._clock.monotonic()),
         }
         if self._plan.learner_metrics:
             report["learners"] = self._shown(window.learner_metrics)
@@ -627,7 +568,7 @@ class AsynchronousTraining:
             self._open_evaluation()
         else:
             self._reporter.report(EventKind.ROUND_FINISHED, **report)
-        self._window = _Window(self._clock.monotonic())
+        self._window = Window(self._clock.monotonic())
 
     def _shown(self, metrics: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
         """Single learners' metrics of those whose data's owner allows it."""
@@ -643,7 +584,9 @@ class AsynchronousTraining:
     def _open_evaluation(self) -> None:
         now = self._clock.monotonic()
         until = now + max(_LAST_WORDS_S, now - self._window.since)
-        self._evaluation = _Evaluation(f"evaluate-{self._life}-{self._rounds}", self._model, until)
+        self._evaluation = Evaluation(
+            f"evaluate-{self._life}-{self._rounds}", self._model, self._plan.min_evaluate_learners, until
+        )
 
     def _judged(self) -> bool:
         """Whether the evaluation of the last commit has all the answers that it waits for.
@@ -654,7 +597,7 @@ class AsynchronousTraining:
         evaluation = self._evaluation
         assert evaluation is not None
         last = self._rounds >= self._plan.rounds
-        enough = len(evaluation.results) >= self._plan.min_evaluate_learners
+        enough = not evaluation.missing
         present, now = set(self._present()), self._clock.monotonic()
         outstanding = {
             name for name in evaluation.outstanding if name in present or self._may_come_back(name, now)
@@ -664,7 +607,7 @@ class AsynchronousTraining:
         if outstanding or not evaluation.chosen:
             return False
         if last and not enough and self._short_since is None:
-            raise FailedError(self._too_few_evaluations(evaluation))
+            raise FailedError(evaluation.too_few(self._rounds, self._project))
         return enough
 
     def _trains(self, learner: str) -> bool:
@@ -675,12 +618,9 @@ class AsynchronousTraining:
         evaluation, before = self._evaluation, self._checkpoint.committed
         assert evaluation is not None
         self._evaluation = None
-        enough = len(evaluation.results) >= self._plan.min_evaluate_learners
-        in_order = sorted(evaluation.results, key=self._roster.slots.__getitem__)
-        results = [evaluation.results[learner] for learner in in_order]
-        metrics = weighted_metrics([(float(count), values) for count, values in results]) if enough else {}
+        metrics = evaluation.metrics(self._roster.slots)
         better = is_better(self._plan, metrics, before)
-        report = {**before.report, "metrics": metrics, "best": better, "evaluated": len(results)}
+        report = {**before.report, "metrics": metrics, "best": better, "evaluated": len(evaluation.results)}
         report["left_out"] = {**report["left_out"], **evaluation.left_out}
         if self._plan.learner_metrics:
             shown = self._shown({name: values for name, (_, values) in evaluation.results.items()})
@@ -697,15 +637,3 @@ class AsynchronousTraining:
         )
         self._checkpoint.commit(committed, {}, better)
         self._reporter.report(EventKind.ROUND_FINISHED, **report)
-
-    def _too_few_evaluations(self, evaluation: _Evaluation) -> str:
-        needed = self._plan.min_evaluate_learners
-        text = (
-            f"round {self._rounds} of project {self._project} needs {needed} "
-            f"evaluation{'s' if needed > 1 else ''}, {len(evaluation.results)} of {len(evaluation.chosen)} "
-            "learners returned a usable one"
-        )
-        for learner, reason in sorted(evaluation.left_out.items())[:1]:
-            more = f" (and {len(evaluation.left_out) - 1} more)" if len(evaluation.left_out) > 1 else ""
-            text += f"; {learner}: {reason}{more}"
-        return text
