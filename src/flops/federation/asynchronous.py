@@ -602,8 +602,8 @@ class AsynchronousTraining:
         outstanding = {
             name for name in evaluation.outstanding if name in present or self._may_come_back(name, now)
         }
-        if last and enough and now >= evaluation.until:  # those that still train are not waited for
-            outstanding = {name for name in outstanding if not self._trains(name)}
+        if last and enough and now >= evaluation.until:  # those that still train, or are away, are not needed
+            outstanding = {name for name in outstanding & present if not self._trains(name)}
         if outstanding or not evaluation.chosen:
             return False
         if last and not enough and self._short_since is None:
