@@ -199,6 +199,30 @@ def test_a_hierarchy_arrives_at_the_same_bits_whatever_happens_to_its_parts(
         assert _model(user, project, name) == _model(user, undisturbed["id"], name)
 
 
+def test_a_learner_whose_updates_are_refused_is_ejected_and_shown_with_the_reason(
+    user: User, repository: Repository, tmp_path: Path
+) -> None:
+    for site, rows in (("good", 20), ("bad", 21)):
+        table = tmp_path / f"{site}.csv"
+        table.write_text("x,y\n" + "".join(f"{number},1\n" for number in range(rows)))
+        assert user.flops("data", "put", str(table), "--tag", "mixed", "--site", site).code == 0
+    folder = repository(
+        header="from flops_utils.ml_repo_building_blocks import load_dataset\n",
+        data="self.rows = len(load_dataset())",
+        fit="self.parameters[0][0, 0] *= float('nan') if self.rows == 21 else 1.0",
+    )
+    project = user.project(str(folder), "--tag", "mixed", "--rounds", "4")
+    assert project["state"] == "finished", project["reason"]
+    states = {one["site"]: (one["state"], one["reason"]) for one in project["learners"]}
+    assert states["good"] == ("done", None)
+    state, reason = states["bad"]
+    assert state == "ejected"
+    assert reason == "3 of its answers were refused, the last because it contains NaN or infinite values"
+    assert reason in user.flops("show", project["id"]).stdout
+    rounds = user.events(project["id"], "round.finished")
+    assert [data["participants"] for data in rounds] == [1] * 4
+
+
 @pytest.mark.parametrize(
     ("clusters", "options", "problem"),
     [
