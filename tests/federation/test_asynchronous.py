@@ -689,3 +689,60 @@ def test_a_training_whose_last_evaluation_was_cut_off_has_it_done_again(
     outcome = second.result()
     assert [data["round"] for data in _reports(second.state)] == [1, 2]
     assert (outcome.best_round, outcome.metrics["loss"]) == (2, 0.25)
+
+
+# -- everything at once
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_learners_that_do_anything_at_any_time_never_hang_the_training(
+    start: Start, monkeypatch: pytest.MonkeyPatch, strategy: str, seed: int
+) -> None:
+    monkeypatch.setattr(roster, "RECONNECT_S", 0.4)
+    size = 40_000 if seed % 2 else 6  # above and below what travels beside a header
+    federation = start(
+        learners=5,
+        rounds=8,
+        arrays=[np.zeros(size, np.float32)],
+        strategy=strategy,
+        strategy_parameters={"max_staleness": 20},
+        round_deadline_s=1.0,
+        start_deadline_s=5.0,
+        fraction_fit=0.8,
+        fraction_evaluate=0.6,
+        max_update_norm=1e4,
+        **ONE,
+    )
+
+    def wild(name: str, number: int) -> dict[str, Any]:
+        rng = np.random.default_rng([seed, number])
+
+        def fit(parameters: list[Any], _: int) -> tuple[list[Any], int]:
+            time.sleep(float(rng.choice([0.0, 0.02, 0.1, 0.3, 1.2], p=[0.3, 0.3, 0.2, 0.15, 0.05])))
+            step = rng.choice([1.0, 1e9, np.nan], p=[0.9, 0.05, 0.05])
+            return [p + np.float32(step) for p in parameters], 10
+
+        def change(header: Header) -> Header:
+            deed = rng.choice(["ok", "cut", "version", "task", "fail"], p=[0.8, 0.1, 0.04, 0.04, 0.02])
+            if deed == "cut":
+                federation.learner(name, **wild(name, number + 100))
+                raise StopIteration
+            if deed == "fail":
+                return {"t": "failed", "message": "boom"}
+            return header | {"version": {"version": 10**6}, "task": {"task": "train-x"}}.get(deed, {})
+
+        def evaluate(parameters: list[Any], _: int) -> tuple[float, float, int]:
+            time.sleep(float(rng.choice([0.0, 0.05, 0.5], p=[0.7, 0.25, 0.05])))
+            return float(rng.choice([1.0, np.nan], p=[0.95, 0.05])), 0.5, 10
+
+        return {"fit": fit, "change": change, "evaluate": evaluate}
+
+    federation.learner("a", fit=_plus(1.0, 0.1))
+    for number, name in enumerate("bcde"):
+        federation.learner(name, **wild(name, number))
+    outcome = federation.result(45)
+    assert outcome.rounds == 8
+    assert [data["round"] for data in federation.reports("round.finished")] == list(range(1, 9))
+    assert np.isfinite(federation.model()[0]).all()
+    assert federation.model()[0].max() < 1e5
