@@ -19,7 +19,7 @@ class DataManager(DataManagerTemplate):
         dataset = load_dataset()
         dataset.set_format("numpy")
         columns = dataset[:]
-        images = columns["image"].reshape(len(columns["image"]), -1).astype(np.float32) / 255
+        images = np.stack(columns["image"]).astype(np.float32) / 255
         labels = np.asarray(columns["label"], np.int64)
         test = np.asarray(columns["split"]) == "test"
         self.sigma = float(columns["sigma"][0])
