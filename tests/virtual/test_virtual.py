@@ -113,6 +113,18 @@ def test_a_killed_agent_goes_on_with_all_its_learners(train: Train) -> None:
     assert [data["participants"] for data in training.reports("round.finished")] == [4] * 3
 
 
+def test_all_learners_come_back_to_a_killed_aggregator_and_the_bits_are_the_same(train: Train) -> None:
+    undisturbed = train(rounds=5).result()
+    training = train(rounds=5)
+    for committed in (1, 3):
+        training.wait_for_round(committed)
+        training.aggregator.kill()
+        training.aggregator.wait(10)
+        training.aggregator = training.start_aggregator()
+    assert training.result() == undisturbed
+    assert training.agents["agents"].wait(10) == 0
+
+
 def test_nothing_is_left_when_the_agent_is_told_to_end(train: Train) -> None:
     training = train(rounds=1000)
     training.wait_for_round(1)

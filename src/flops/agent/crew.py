@@ -15,6 +15,7 @@ from flops.agent.fragments import Fragments
 from flops.core.errors import FlopsError
 from flops.federation import AgentConfig
 from flops.federation import conversation as conversations
+from flops.federation.channels import Channels
 from flops.federation.config import VirtualLearner
 from flops.federation.conversation import Conversation, keep_beating
 from flops.federation.kept_models import KeptModels
@@ -53,6 +54,7 @@ class Crew:
         self._fragments = Fragments(config.data)
         learners = config.learners()
         self._models = KeptModels() if len(learners) > 1 else None
+        self._channels = Channels()
         count = min(config.workers, len(learners))
         self._desks = [_Desk(self._worker(number, count)) for number in range(count)]
         for place, learner in enumerate(learners):
@@ -93,7 +95,10 @@ class Crew:
     def _member(self, place: int, learner: VirtualLearner, desk: "_Desk") -> _Member:
         seat = LastingSeat(desk.worker, place, learner.seed, lambda: self._fragments.of_site(learner.site))
         conversation = Conversation(
-            self._config.link(learner), on_task=lambda: desk.inbox.put(member), models=self._models
+            self._config.link(learner),
+            on_task=lambda: desk.inbox.put(member),
+            models=self._models,
+            channels=self._channels,
         )
         member = _Member(learner.learner, conversation, Learner(learner.learner, conversation, seat), seat)
         return member

@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pyarrow.flight as flight
@@ -23,6 +22,7 @@ import pyarrow.flight as flight
 from flops.core.errors import FailedError, FlopsError
 from flops.federation import placement, wire
 from flops.federation.blocks import Block, blocks
+from flops.federation.channels import Channels
 from flops.federation.config import Link
 from flops.federation.kept_models import KeptModels, written
 from flops.federation.model_file import ModelWriter, layout_digest
@@ -39,10 +39,6 @@ _LONGEST_PAUSE_S = 30.0
 # An aggregator that was killed is back within seconds: look often. One that stays away is asked rarely, so
 # that a thousand members do not keep a struggling machine busy.
 _BEAT_S = 20.0
-# A gRPC server, which pyarrow lets nobody configure, hangs up on clients that ping more often than every
-# 300 s while nothing else is said. So a message of ours keeps the connection in use and finds it dead: where
-# pings are on, TCP gives it `keepalive_timeout` to be acknowledged.
-_KEEPALIVE = [("grpc.keepalive_time_ms", 320_000), ("grpc.keepalive_timeout_ms", 20_000)]
 _LOST = (flight.FlightError, OSError)
 
 
@@ -124,7 +120,7 @@ class Conversation:
         on_task: called, from the thread that keeps the connection, whenever a task has come; returns at once.
         expected: the layout that updates have, made from the model's; default: the model's own.
         check_layout: raises FailedError for a model that is not the member's.
-        models: shared with other members of this process, which are sent the same models.
+        models, channels: shared with other members of this process.
     """
 
     def __init__(
@@ -136,12 +132,14 @@ class Conversation:
         expected: Callable[[Layout], Layout] = lambda layout: layout,
         check_layout: Callable[[Layout], None] = lambda layout: None,
         models: KeptModels | None = None,
+        channels: Channels | None = None,
     ) -> None:
         self._link = link
         self._allows_metrics = allows_metrics
         self._on_task = on_task
         self._expected, self._check_layout = expected, check_layout
         self._models = models
+        self._channels = channels or Channels()
         # Of the thread that keeps the connection:
         self._address = None if link.placed else link.aggregator
         self._reader: Any = None
@@ -180,7 +178,7 @@ class Conversation:
 
     def _run(self) -> None:
         while True:
-            client = None
+            client, lost = None, False
             try:
                 client = self._connect()
                 self._converse()
@@ -194,15 +192,18 @@ class Conversation:
             except StopIteration:
                 if self._failure is not None:
                     raise self._failure from None
-                self._wait("it closed the connection")
+                lost = True
+                reason = "it closed the connection"
             except (*_LOST, wire.WireError) as error:
-                self._wait(type(error).__name__)
+                lost = True
+                reason = type(error).__name__
             finally:
                 with self._changed:
                     self._writer = None
                 if client is not None:
-                    self._reader.cancel()  # closing a client leaves its open calls open
-                    client.close()
+                    self._reader.cancel()  # giving a client back leaves its open calls open
+                    self._channels.give_back(client, lost=lost)
+            self._wait(reason)
 
     # -- the working side
 
@@ -318,44 +319,38 @@ class Conversation:
             FlopsError: the parent refuses this cluster.
         """
         while True:
-            client, options = self._client(self._link.aggregator)
             try:
-                return [str(name) for name in placement.ask(client, options)["members"]]
+                return [str(name) for name in self._ask_for_place()["members"]]
             except (flight.FlightUnauthenticatedError, flight.FlightUnauthorizedError) as error:
                 raise FlopsError(f"the aggregator refused {self._link.member}: {error}") from error
             except (*_LOST, wire.WireError, StopIteration) as error:
                 self._wait(type(error).__name__)
-            finally:
-                client.close()
 
-    def _client(self, address: str) -> tuple[Any, Any]:
-        tls = self._link.tls
-        client = flight.FlightClient(
-            address,
-            tls_root_certs=Path(tls.ca).read_bytes() if tls and tls.ca else None,
-            generic_options=_KEEPALIVE,
-        )
-        options = flight.FlightCallOptions(
-            headers=[(b"authorization", f"Bearer {self._link.token}".encode())]
-        )
-        return client, options
+    def _ask_for_place(self) -> Mapping[str, Any]:
+        client = self._channels.take(self._link.aggregator, self._link.tls)
+        lost = True
+        try:
+            answer = placement.ask(client, self._options())
+            lost = False
+        finally:
+            self._channels.give_back(client, lost=lost)
+        return answer
+
+    def _options(self) -> Any:
+        return flight.FlightCallOptions(headers=[(b"authorization", f"Bearer {self._link.token}".encode())])
 
     def _find_place(self) -> str:
         """Where to connect; asked for once, where the aggregator places its learners."""
         if self._address is None:
-            client, options = self._client(self._link.aggregator)
-            try:
-                self._address = str(placement.ask(client, options)["aggregator"])
-            finally:
-                client.close()
+            self._address = str(self._ask_for_place()["aggregator"])
         return self._address
 
     def _connect(self) -> Any:
-        client, options = self._client(self._find_place())
+        client = self._channels.take(self._find_place(), self._link.tls)
         self._reader = None
         try:
             descriptor = flight.FlightDescriptor.for_command(b"flops-federation-1")
-            writer, self._reader = client.do_exchange(descriptor, options)
+            writer, self._reader = client.do_exchange(descriptor, self._options())
             writer.begin(wire.SCHEMA)
             wire.send(writer, {"t": "hello", "learner": self._link.member})
             welcome = wire.receive(self._reader)
@@ -369,7 +364,7 @@ class Conversation:
         except BaseException:
             if self._reader is not None:
                 self._reader.cancel()
-            client.close()
+            self._channels.give_back(client, lost=True)
             raise
         return client
 
