@@ -23,6 +23,7 @@ from tests.chaos.outcome import Outcome, outcome, problems, remains
 from tests.chaos.repository import make_repository, project_spec
 
 _UNDISTURBED_S = 600.0
+CLUSTERS = 2
 
 
 def main() -> int:
@@ -31,13 +32,14 @@ def main() -> int:
     parser.add_argument("--kills-a-project", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rounds", type=int, default=150)
-    parser.add_argument("--learners", type=int, default=3)
+    parser.add_argument("--learners", type=int, help="default: 3; in a hierarchy 4")
     parser.add_argument("--mode", choices=("classic", "hierarchical"), default="classic")
     parser.add_argument("--pause-s", type=float, default=1.2, help="mean pause between two faults")
     parser.add_argument("--timeout-s", type=float, default=1200.0, help="for each project")
     parser.add_argument("--keep", action="store_true", help="keep the folder, also when all is well")
     parser.add_argument("--json", metavar="FILE", default="-", help="where the summary goes (-: stdout)")
     options = parser.parse_args()
+    options.learners = options.learners or (4 if options.mode == "hierarchical" else 3)
 
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     say(f"in {folder}")
@@ -170,12 +172,11 @@ def disturbed(
 
 
 def hierarchical(spec: dict[str, Any]) -> dict[str, Any]:
-    """The same training through two clusters."""
-    training = {**spec["training"], "mode": "hierarchical", "clusters": {"by": "size", "count": 2}}
-    training["cycles"], training["rounds"] = training["rounds"] // 2, 2
-    training["min_clusters"] = 2
+    """The same training in two clusters; each learner has to take part in each round of its cluster."""
+    training = {**spec["training"], "mode": "hierarchical", "clusters": {"by": "size", "count": CLUSTERS}}
+    training |= {"min_clusters": CLUSTERS, "cycles": training["rounds"] // 2, "rounds": 2}
     for name in ("min_available_learners", "min_fit_learners", "min_evaluate_learners", "quorum"):
-        training.pop(name)
+        training[name] = training["learners"] // CLUSTERS
     return {**spec, "training": training}
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from flops.core.errors import FlopsError
 from tests.chaos.home import Home
 from tests.chaos.processes import Process, connections, kill, processes, send
 
@@ -151,7 +152,10 @@ class Chaos:
         time.sleep(random.uniform(*_MANAGER_AWAY_S))
         self._home.reap()
         start = time.monotonic()
-        self._home.client().close()
+        try:
+            self._home.client().close()
+        except FlopsError:  # it was killed again before it answered: the user's next command tries again
+            return
         self._record.manager_starts_s.append(time.monotonic() - start)
 
     def _inflict(self, project: str) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from flops.agent import fragments
 from flops.agent.fragments import Fragments
+from flops.core.disk import DiskFullError
 from flops.core.errors import NotFoundError, UnavailableError
 from flops.federation import DataAccess
 from flops.guest import GuestDied, LastingSeat, Worker
@@ -18,6 +19,7 @@ from flops.guest.worker import MAX_LIVES
 from flops.images import uv
 from flops.images.uv import KilledError
 from flops.manager import steps
+from flops.manager.database import open_database, reading, writing
 from flops.manager.supervision import DISK_FULL
 from flops_worker import CUT_OFF
 
@@ -169,3 +171,21 @@ def test_a_step_under_which_a_process_is_killed_is_begun_again(
         with pytest.raises(GuestDied):
             steps.run_step("data-list", {"home": str(tmp_path)}, told.append)
     assert told == ["a process of step 'data-list' was killed, the step is begun again"] * 2
+
+
+def test_a_database_without_space_says_so_and_keeps_what_it_had(tmp_path: Path) -> None:
+    engine = open_database(tmp_path / "manager.db")
+    told = f"no space is left in {tmp_path} - free some there"
+
+    def write() -> None:
+        with writing(engine) as one:
+            one.exec_driver_sql("PRAGMA max_page_count = 1")
+            one.exec_driver_sql("create table large (text)")
+            one.exec_driver_sql("insert into large values (zeroblob(1000000))")
+
+    with pytest.raises(DiskFullError, match=told):
+        write()
+    with reading(engine) as one:
+        assert one.exec_driver_sql("select count(*) from projects").scalar() == 0
+        assert one.exec_driver_sql("select name from sqlite_master where name = 'large'").first() is None
+    engine.dispose()
