@@ -78,6 +78,22 @@ def test_show_draws_a_hierarchy(stand_in: "StandIn", flops: "Flops") -> None:
     ]
 
 
+def test_a_hierarchy_of_many_learners_is_drawn_with_those_that_matter(
+    stand_in: "StandIn", flops: "Flops"
+) -> None:
+    learners = [
+        {"id": f"learner-{n}", "site": f"s{n}", "cluster": "asia", "state": "done", "reason": None}
+        for n in range(1, 1001)
+    ]
+    learners[499] |= {"state": "ejected", "reason": "3 of its answers were refused"}
+    asia = {"id": "asia", "parent": None, "state": "done", "reason": None, "rounds_done": 2}
+    stand_in.add_project(learners=learners, clusters=[asia])
+    out = flops("show", PROJECT).out
+    assert "├── learner-500  s500  ejected  3 of its answers were refused" in out
+    assert "└── 1000 learners: 999 done, 1 ejected" in out
+    assert out.count("learner-") == 1
+
+
 def test_extend_says_how_it_goes_on(stand_in: "StandIn", flops: "Flops") -> None:
     stand_in.add_project(state="finished")
     assert flops("extend", PROJECT).code == 2  # how many?

@@ -44,7 +44,7 @@ def test_flags_become_the_spec(stand_in: "StandIn", flops: "Flops") -> None:
         "--strategy", "FedAdam", "--strategy-param", "eta=1e-2", "--strategy-param", "mode=fast",
         "--strategy-param", "flag=true", "-t", "a", "-t", "b c", "--seed", "5", "--name", "n", "--flavor",
         "sklearn", "--fraction-fit", "0.5", "--min-learners", "2", "--cohort", "availability",
-        "--over-sample", "1.5", "--deadline", "30", "--initial", "digits/3", "--detach",
+        "--over-sample", "1.5", "--deadline", "30", "--initial", "digits:3", "--detach",
     )  # fmt: skip
     assert outcome.code == 0, outcome.err
     assert f"flops attach {PROJECT}" in outcome.out

@@ -55,7 +55,7 @@ class Lines:
                 )
             case EventKind.CLUSTER_ROUND:
                 if self._verbose:
-                    yield Text(f"    {_cluster_round(data)}", "dim")
+                    yield Text(f"    {_cluster_round(data, self._progress)}", "dim")
                 for learner, reason in (data.get("left_out") or {}).items():
                     yield _attention(
                         f"cluster {clean(data.get('cluster'))}, round {data.get('round')}: {clean(learner)} "
@@ -146,11 +146,13 @@ class Lines:
             yield _attention(f"{unit} {done.number}: {clean(learner)} left out - {clean(reason)}")
 
 
-def _cluster_round(data: Mapping[str, Any]) -> str:
+def _cluster_round(data: Mapping[str, Any], progress: Progress) -> str:
+    path = str(data.get("cluster"))
+    members = "clusters" if any(name.startswith(f"{path}/") for name in progress.clusters) else "learners"
     trained, cohort = how_many(data.get("participants")), how_many(data.get("cohort"))
     return (
-        f"cluster {clean(data.get('cluster'))}: round {data.get('round')} of {data.get('rounds')}, "
-        f"{trained} of {cohort} learners, {duration(float(data.get('duration_s') or 0))}"
+        f"cluster {clean(path)}: round {data.get('round')} of {data.get('rounds')}, "
+        f"{trained} of {cohort} {members}, {duration(float(data.get('duration_s') or 0))}"
     )
 
 

@@ -105,17 +105,15 @@ def show(project: ProjectArgument, as_json: JsonFlag = False) -> None:
         console().print(_hierarchy(found))
     elif learners:
         say()
-        shown = learners if len(learners) <= _MANY else [one for one in learners if one.get("reason")][:_MANY]
+        shown, others = _worth_a_line(learners)
         if shown:
             print_table(
                 ("learner", "site", "state", "reason"),
                 [(one["id"], one["site"], one["state"], one.get("reason") or "") for one in shown],
                 "",
             )
-        if len(shown) < len(learners):
-            states = Counter(one["state"] for one in learners)
-            counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
-            say(f"{len(learners)} learners: {counts} ('flops show --json' lists them all)")
+        if others:
+            say(f"{others} ('flops show --json' lists them all)")
     services = found.get("services") or []
     if services:
         say()
@@ -144,10 +142,22 @@ def _hierarchy(found: dict[str, Any]) -> "Tree":
             text.append(f"  {cluster['rounds_done']} rounds", style="dim")
         text.stylize("bold", 0, len(cluster["id"].rpartition("/")[2]))
         branches[cluster["id"]] = branches[cluster["parent"]].add(text)
-    for learner in found["learners"]:
-        text = _member(f"{learner['id']}  {learner['site']}", learner)
-        branches[learner.get("cluster")].add(text)
+    for path, branch in branches.items():
+        shown, others = _worth_a_line([one for one in found["learners"] if one.get("cluster") == path])
+        for learner in shown:
+            branch.add(_member(f"{learner['id']}  {learner['site']}", learner))
+        if others:
+            branch.add(Text(others, style="dim"))
     return branches[None]
+
+
+def _worth_a_line(learners: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]], str]:
+    """Of many learners those that have something to tell, and all in a few words."""
+    if len(learners) <= _MANY:
+        return learners, ""
+    states = Counter(one["state"] for one in learners)
+    counts = ", ".join(f"{count} {clean(state)}" for state, count in states.most_common())
+    return [one for one in learners if one.get("reason")][:_MANY], f"{len(learners)} learners: {counts}"
 
 
 def _member(name: str, member: dict[str, Any]) -> Text:

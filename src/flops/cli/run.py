@@ -56,7 +56,7 @@ def run(
     initial: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME/VERSION",
+            metavar="NAME:VERSION",
             help="Start from a registered model's parameters ('flops models').",
             rich_help_panel=_SPEC,
         ),
@@ -193,7 +193,7 @@ def run(
         {
             "name": name,
             "model.flavor": flavor,
-            "model.initial": initial,
+            "model.initial": None if initial is None else "/".join(initial.rsplit(":", 1)),
             "data.tags": tag or None,
             "data.mock.dataset": mock,
             "data.mock.partition": partition,
