@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from flops.core.errors import UnavailableError
 from flops.core.settings import Settings
 from flops.data import DataClient, known_dataset, read_token, unix_location
 
@@ -101,6 +102,15 @@ class Flops:
         self._call("up")
         token = read_token(self.settings.home / "data.token")
         with DataClient(unix_location(self.settings.data_socket), token) as client:
+            deadline = time.monotonic() + 60
+            while True:
+                try:
+                    client.ping()
+                    break
+                except UnavailableError:  # it starts after the manager
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.2)
             yield client
 
     def close(self) -> None:
