@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flops.core.errors import InvalidInputError
@@ -28,6 +28,7 @@ def check_law(clusters: Clusters, members: list[Candidate], count: int) -> None:
     assert max(sizes) - min(sizes) <= 1
 
 
+@settings(deadline=None)
 @given(st.integers(1, 60), st.data())
 def test_every_learner_is_in_one_cluster_and_sizes_differ_by_one_at_most(
     learners: int, data: st.DataObject

@@ -153,6 +153,60 @@ def test_a_learner_connects_and_leaves_with_its_reason(store: Store, project: Pr
     assert store.learners(project) == [Learner(LearnerId("learner-1"), 1, "local", "left", "it crashed")]
 
 
+def test_what_clusters_and_their_root_report_is_kept_apart(store: Store, project: ProjectId) -> None:
+    store.start_step(project, "data")
+    learners = [Learner(LearnerId(f"learner-{number}"), number, f"site-{number}") for number in (1, 2)]
+    store.finish_step(project, "data", {}, learners=learners)
+    store.start_step(project, "clusters")
+    clusters = {"europe/north": ["learner-1"], "asia": ["learner-2"]}
+    store.finish_step(project, "clusters", {}, clusters=clusters)
+    assert [(one.cluster, one.number) for one in store.clusters(project)] == [
+        ("asia", 1),
+        ("europe", 2),
+        ("europe/north", 3),
+    ]
+    assert [one.cluster for one in store.learners(project)] == ["europe/north", "asia"]
+    inner = [
+        Report(1, 1.0, EventKind.LEARNER_CONNECTED, {"cluster": "asia", "learner": "learner-2"}),
+        Report(2, 2.0, EventKind.CLUSTER_ROUND, {"cluster": "asia", "round": 4, "metrics": {"loss": 9.0}}),
+        Report(
+            3, 3.0, EventKind.LEARNER_EJECTED, {"cluster": "asia", "learner": "learner-2", "reason": "NaN"}
+        ),
+        Report(4, 4.0, EventKind.LEARNER_LEFT, {"cluster": "asia", "learner": "learner-2", "reason": "left"}),
+    ]
+    assert store.accept_reports(project, "asia", inner) == 4
+    of_root = [
+        Report(1, 5.0, EventKind.CLUSTER_CONNECTED, {"cluster": "asia"}),
+        Report(2, 6.0, EventKind.CLUSTER_LEFT, {"cluster": "europe", "reason": "its connection broke"}),
+        Report(3, 7.0, EventKind.ROUND_FINISHED, {"round": 2, "cycle": 2, "metrics": {"loss": 0.5}}),
+        Report(4, 8.0, EventKind.TRAINING_FINISHED, {"rounds": 2, "best_round": 2}),
+        Report(5, 9.0, EventKind.CLUSTER_LEFT, {"cluster": "asia", "reason": "the training is over"}),
+    ]
+    assert store.accept_reports(project, "aggregator", of_root) == 5
+    found = [(one.cluster, one.state, one.reason, one.rounds_done) for one in store.clusters(project)]
+    assert found == [
+        ("asia", "connected", None, 4),
+        ("europe", "left", "its connection broke", 0),
+        ("europe/north", "waiting", None, 0),
+    ]
+    assert [(one.state, one.reason) for one in store.learners(project)] == [
+        ("waiting", None),
+        ("ejected", "NaN"),
+    ]
+    row = store.project(project)
+    assert (row.rounds_done, row.metrics) == (2, {"loss": 0.5})
+
+
+def test_clusters_that_the_root_forms_are_taken_over(store: Store, project: ProjectId) -> None:
+    store.start_step(project, "data")
+    store.finish_step(project, "data", {}, learners=[Learner(LearnerId("learner-1"), 1, "a")])
+    store.start_step(project, "clusters")
+    store.finish_step(project, "clusters", {}, clusters={"cluster-1": [], "cluster-2": []})
+    data = {"clusters": {"cluster-1": [], "cluster-2": ["learner-1"]}, "round_trip_ms": {"learner-1": 0.3}}
+    store.accept_reports(project, "aggregator", [Report(1, 1.0, EventKind.CLUSTERS_FORMED, data)])
+    assert [one.cluster for one in store.learners(project)] == ["cluster-2"]
+
+
 def test_nan_in_a_report_becomes_null() -> None:
     report = parse_report(1, 1.0, "round.finished", {"round": 1, "metrics": {"loss": float("nan")}})
     assert report.data == {"round": 1, "metrics": {"loss": None}}

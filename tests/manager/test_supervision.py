@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 from flops.core.ids import LearnerId, ProjectId, ServiceName
 from flops.manager.rows import Service
-from flops.manager.supervision import MAX_RESTARTS_OF_KILLED, Action, Verdict, judge
+from flops.manager.supervision import MAX_RESTARTS, MAX_RESTARTS_OF_KILLED, Action, Verdict, judge
 from flops.orchestration import ServiceState, ServiceStatus
 
 PROJECT = ProjectId("p-7k2mqd")
@@ -92,3 +94,35 @@ def test_a_project_without_learners_fails_at_once() -> None:
 
 def test_agents_that_were_told_that_training_is_over_are_no_news() -> None:
     assert judged([AGGREGATOR, ONE], status(AGGREGATOR, "running"), status(ONE, "exited", 0)) == []
+
+
+ASIA = Service(ServiceName("p-7k2mqd-aggregator-1"), "aggregator", None, cluster="asia")
+EUROPE = Service(ServiceName("p-7k2mqd-aggregator-2"), "aggregator", None, cluster="europe")
+
+
+def test_the_aggregator_of_a_cluster_is_restarted_and_then_done_without() -> None:
+    fine = [status(AGGREGATOR, "running"), status(EUROPE, "running"), status(ONE, "running")]
+    (action,) = judged([AGGREGATOR, ASIA, EUROPE, ONE], *fine, status(ASIA, "failed", 1))
+    assert action.verdict is Verdict.RESTART
+    assert action.reason.startswith("the aggregator of cluster asia ended (exit code 1): the last line")
+    tired = replace(ASIA, restarts=MAX_RESTARTS)
+    (action,) = judged([AGGREGATOR, tired, EUROPE, ONE], *fine, status(tired, "failed", 1))
+    assert (action.service, action.verdict) == (tired, Verdict.OVER)
+
+
+def test_a_project_without_clusters_fails() -> None:
+    over = replace(ASIA, over="the aggregator of cluster asia ended (exit code 2)")
+    tired = replace(EUROPE, restarts=MAX_RESTARTS)
+    actions = judged(
+        [AGGREGATOR, over, tired, ONE],
+        status(AGGREGATOR, "running"),
+        status(over, "failed", 2),
+        status(tired, "failed", 1),
+        status(ONE, "running"),
+    )
+    assert [action.verdict for action in actions] == [Verdict.OVER, Verdict.FAIL]
+    assert actions[-1].reason.startswith("no cluster is left of 2: the aggregator of cluster europe ended")
+
+
+def test_clusters_that_ended_because_training_is_over_are_no_news() -> None:
+    assert judged([AGGREGATOR, ASIA], status(AGGREGATOR, "running"), status(ASIA, "exited", 0)) == []
