@@ -445,7 +445,7 @@ class AsynchronousTraining:
             raise
         took_s = self._clock.monotonic() - task.since
         del self._tasks[learner]
-        self._roster.history.answer(learner, took_s)
+        self._roster.counts(learner, took_s)
         self._slowest_s = max(self._slowest_s or 0.0, took_s)
         share = self._mixing.take(update, task.model, staleness, took_s)
         window.take(update, staleness, share)
@@ -464,7 +464,7 @@ class AsynchronousTraining:
             )
 
     def _take_evaluation(self, said: Said, task: _Task) -> None:
-        result = evaluation_of(said)
+        result = evaluation_of(said, self._max_examples.get(said.learner))
         del self._tasks[said.learner]
         evaluation = self._evaluation
         if evaluation is not None and evaluation.task == task.name:  # else it came after the next commit
@@ -486,14 +486,12 @@ class AsynchronousTraining:
             window.due_since = now
         if now >= self._held_until:
             return False
-        judges = [
-            name
-            for name in self._present()
-            if name not in evaluation.results
-            and name not in evaluation.left_out
-            and self._will_judge(name, evaluation, window.due_since * 2 - window.since)
+        judges = evaluation.outstanding if evaluation.chosen else self._roster.members.keys()
+        free_by = 2 * window.due_since - window.since
+        able = [
+            name for name in self._present() if name in judges and self._will_judge(name, evaluation, free_by)
         ]
-        return len(judges) >= evaluation.missing
+        return len(able) >= evaluation.missing
 
     def _will_judge(self, learner: str, evaluation: Evaluation, free_by: float) -> bool:
         """Whether a learner evaluates, or is free to, or will probably be by then."""
