@@ -123,7 +123,10 @@ class Packaging:
         path = self._folder(project) / PARAMETERS
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            _link((project.training or {})["model_file"], str(path))
+            aside = path.with_name(f".{path.name}.new")
+            aside.unlink(missing_ok=True)  # of an attempt that was cut off
+            _link((project.training or {})["model_file"], str(aside))
+            aside.replace(path)
         return path
 
     def _run(self, step: str, request: Mapping[str, Any]) -> None:
