@@ -5,7 +5,9 @@ aggregator, logistic regression as in examples/mnist-sklearn. User code measures
 
     overhead = (duration of a round - own time of all learners / workers) / learners
 
-The limit is measured in the same run: the same requests to the same workers, without a federation.
+A machine that has other work to do makes rounds longer; ``overhead_processor_ms_per_learner`` is what they
+cost the processors beyond the own time, by the system's accounts, over the number of processors. The limit
+is measured in the same run: the same requests to as many workers, without a federation.
 
     python -m benchmarks.virtual --learners 1000 --rounds 3 --json -
 """
@@ -279,21 +281,25 @@ class _Place:
             self._running("flops.agent", "--config", str(self.folder / "agents.json")) as b,
         ):
             ready_s = 0.0
-            spent: dict[int, tuple[float, float]] = {}
+            spent: dict[int, tuple[float, float, float]] = {}
             while a.poll() is None:
                 if not ready_s and any(line["kind"] == "round.started" for line in self._reports()):
                     ready_s = time.perf_counter() - start
                 with contextlib.suppress(psutil.Error, OSError, ValueError):
                     workers = psutil.Process(b.pid).children()
-                    peak["aggregator_peak_rss_bytes"] = _peak_rss(a.pid)
-                    peak["agent_peak_rss_bytes"] = _peak_rss(b.pid)
-                    peak["worker_peak_rss_bytes"] = max(_peak_rss(worker.pid) for worker in workers)
-                    peak["aggregator_threads"] = psutil.Process(a.pid).num_threads()
-                    peak["agent_threads"] = psutil.Process(b.pid).num_threads()
-                    peak["agent_files"] = psutil.Process(b.pid).num_fds()
-                    peak["worker_files"] = max(worker.num_fds() for worker in workers)
+                    seen = {
+                        "aggregator_peak_rss_bytes": _peak_rss(a.pid),
+                        "agent_peak_rss_bytes": _peak_rss(b.pid),
+                        "worker_peak_rss_bytes": max(_peak_rss(worker.pid) for worker in workers),
+                        "aggregator_threads": psutil.Process(a.pid).num_threads(),
+                        "agent_threads": psutil.Process(b.pid).num_threads(),
+                        "agent_files": psutil.Process(b.pid).num_fds(),
+                        "worker_files": max(worker.num_fds() for worker in workers),
+                    }
+                    peak = {name: max(value, peak.get(name, 0)) for name, value in seen.items()}
                     done = sum(line["kind"] == "round.finished" for line in self._reports())
-                    spent.setdefault(done, (_cpu_s(a.pid), _cpu_s(b.pid)))
+                    theirs = sum(_cpu_s(worker.pid) for worker in workers)
+                    spent.setdefault(done, (_cpu_s(a.pid), _cpu_s(b.pid), theirs))
                 time.sleep(0.25)
             if a.returncode != 0:
                 logs = [
@@ -325,8 +331,14 @@ class _Place:
             "participants": [data["participants"] for data in finished],
             "accuracy": [data["metrics"]["accuracy"] for data in finished],
             "start_s": ready_s,
+            "overhead_processor_ms_per_learner": (
+                sum(_per_learner_ms(spent, place, count) for place in range(3))
+                - 1000 * statistics.mean(own["cpu"]) / count
+            )
+            / (os.cpu_count() or 1),
             "aggregator_cpu_ms_per_learner": _per_learner_ms(spent, 0, count),
             "agent_cpu_ms_per_learner": _per_learner_ms(spent, 1, count),
+            "workers_cpu_ms_per_learner": _per_learner_ms(spent, 2, count),
             **peak,
         }
 
@@ -395,7 +407,7 @@ def _peak_rss(pid: int) -> int:
     return 0
 
 
-def _per_learner_ms(spent: dict[int, tuple[float, float]], place: int, learners: int) -> float:
+def _per_learner_ms(spent: dict[int, tuple[float, float, float]], place: int, learners: int) -> float:
     """Processor time of a round, between the first that was seen to its end and the last."""
     seen = sorted(done for done in spent if done >= 1)
     if len(seen) < 2:
