@@ -229,7 +229,8 @@ def recoveries(home: Home, record: Record, project: str) -> Iterator[tuple[float
     """For each kill of the aggregator while it trained: seconds until the next round was begun or finished,
     and whether nothing else was done meanwhile.
     """
-    rounds = [event["time"] for event in home.events(project, "round.started", "round.finished")]
+    events = home.events(project, "round.started", "round.finished")
+    rounds = [event["time"] for event in events if not event.get("cluster")]
     mine = [fault for fault in record.faults if fault.project == project]
     for number, fault in enumerate(mine):
         if (fault.action, fault.target, fault.state) != ("kill", "aggregator", "training"):

@@ -85,13 +85,17 @@ def wait_until_shipped(home: Home, project: str) -> None:
 def problems(home: Home, project: str) -> list[str]:
     """What is wrong in itself, in words: rounds twice, records twice, files and values that do not fit."""
     found = []
-    begun: set[int] = set()
-    done: set[int] = set()
-    for event in home.events(project, "round.started", "round.finished"):
-        number = event["round"]
-        if number in done:
-            found.append(f"round {number} is in {event['kind']} after it was committed")
-        (begun if event["kind"] == "round.started" else done).add(number)
+    done: dict[str, list[int]] = {}
+    for event in home.events(project, "round.started", "round.finished", "cluster.round"):
+        number, where = event["round"], str(event.get("cluster") or "the root")
+        committed = done.setdefault(where, [])
+        if number in committed:
+            found.append(f"round {number} of {where} is in {event['kind']} after it was committed")
+        if event["kind"] != "round.started":
+            committed.append(number)
+    for where, committed in done.items():
+        if committed != list(range(1, len(committed) + 1)):
+            found.append(f"the rounds of {where} are {committed}")
     for key, step, count in _tracked(
         home,
         "select key, step, count(*) from metrics group by run_uuid, key, step having count(*) > 1",
