@@ -68,8 +68,8 @@ def test_a_stopped_project_leaves_no_process_behind_within_five_seconds(
 
 
 def test_a_training_that_was_paused_arrives_at_the_same_bits(user: User, repository: Repository) -> None:
-    folder = repository(header="import time\n", fit="time.sleep(0.3)")
-    options = ("--tag", "e2e", "--rounds", "20", "--min-learners", "3", "--seed", "3")
+    folder = repository(header="import time\n", fit="time.sleep(0.5)")
+    options = ("--tag", "e2e", "--rounds", "30", "--min-learners", "3", "--seed", "3")
     undisturbed = user.project(str(folder), *options)
     assert undisturbed["state"] == "finished", undisturbed["reason"]
     project = user.flops("run", str(folder), *options, "--detach", "--json").document["id"]
@@ -88,7 +88,7 @@ def test_a_training_that_was_paused_arrives_at_the_same_bits(user: User, reposit
     watched = user.flops("attach", project, "--json")
     assert watched.code == 0, watched.stdout
     assert watched.lines[-1]["state"] == "finished"
-    assert [data["round"] for data in user.events(project, "round.finished")] == list(range(1, 21))
+    assert [data["round"] for data in user.events(project, "round.finished")] == list(range(1, 31))
     assert _model(user, project) == _model(user, undisturbed["id"])
     refused = user.flops("pause", project)
     assert refused.code == 1
