@@ -42,7 +42,9 @@ class Learner:
         fit: Callable[[Arrays, int], tuple[Arrays, int]] | None = None,
         change: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
         evaluate: Callable[[Arrays, int], tuple[float, float, int]] | None = None,
+        fails: str | None = None,
     ) -> None:
+        """Args: fails is the reason why its code cannot even be loaded."""
         self.name = name
         self.stopped = threading.Event()
         self.refusals: list[str] = []
@@ -51,6 +53,7 @@ class Learner:
         self._fit = fit or (lambda parameters, _: ([p + 1 for p in parameters], 10))
         self._change = change or (lambda header: header)
         self._evaluate = evaluate or (lambda parameters, _: (1.0, 0.5, 10))
+        self._fails = fails
         self._thread = threading.Thread(target=self._run, name=f"learner-{name}", daemon=True)
         self._thread.start()
 
@@ -74,7 +77,10 @@ class Learner:
                 if welcome.kind == "stop":
                     return
                 layout = Layout.from_header(welcome.header["layout"])
-                wire.send(writer, {"t": "ready", "allows_metrics": True})
+                if self._fails is not None:
+                    wire.send(writer, {"t": "failed", "where": "load", "message": self._fails})
+                else:
+                    wire.send(writer, {"t": "ready", "allows_metrics": True})
                 self._serve(writer, reader, layout)
             finally:
                 reader.cancel()

@@ -224,7 +224,7 @@ def test_no_header_raises_anything_but_a_refusal(
         session.join(5)
     collections: list[TrainCollection | EvaluateCollection] = [
         _collection(spool),
-        EvaluateCollection("train-1", ["a"]),
+        EvaluateCollection("train-1", ["a"], {}),
     ]
     for collection in collections:
         try:

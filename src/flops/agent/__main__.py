@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flops.agent.crew import Crew
-from flops.agent.limits import raise_file_limit
 from flops.core.errors import FlopsError
 from flops.federation import AgentConfig
+from flops.federation.limits import raise_file_limit
 from flops.federation.memory import use_one_arena
 from flops.federation.threads import expect_many_threads
 

@@ -26,6 +26,7 @@ from flops.federation.config import AggregatorConfig, Link, Member
 from flops.federation.conversation import Conversation, keep_beating
 from flops.federation.flower import claim_process
 from flops.federation.hub import Hub, Server
+from flops.federation.limits import raise_file_limit
 from flops.federation.memory import use_one_arena
 from flops.federation.placement import Placement
 from flops.federation.reports import Reporter
@@ -166,6 +167,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         config = AggregatorConfig.read(options.config)
+        raise_file_limit(len(config.members) + len(config.newcomers))
     except FlopsError as error:
         log.error("%s", error)
         return 2

@@ -13,6 +13,8 @@ from flops_worker.tensors import Layout
 
 LARGEST = 1e290
 """Numbers beyond this are refused: any sum of fewer, weighted by any number of examples, stays finite."""
+LARGEST_SUM = 1e306
+"""The same for what clusters summed up: `LARGEST` times all examples that ten thousand learners can claim."""
 BLOCK_BYTES = 1 << 20
 # 1 MiB: large enough that a message's fixed cost (about 0.1 ms) vanishes, small enough for the L2 cache to
 # hold it between the passes that check, convert and add it.
@@ -62,14 +64,14 @@ def blocks(layout: Layout) -> tuple[Block, ...]:
     return tuple(result)
 
 
-def all_usable(values: np.ndarray[Any, Any]) -> bool:
-    """Whether all numbers can be summed: neither NaN nor infinite nor beyond `LARGEST`, and bools 0 or 1."""
+def all_usable(values: np.ndarray[Any, Any], largest: float = LARGEST) -> bool:
+    """Whether all numbers can be summed: not NaN, not beyond the largest, and bools 0 or 1."""
     if values.dtype.kind == "b":
         return bool((values.view(np.uint8) <= 1).all())
     if values.dtype.kind != "f" or not values.size:
         return True
     if values.dtype.itemsize == 8:
-        return bool(values.max() <= LARGEST and values.min() >= -LARGEST)  # neither is so with a NaN
+        return bool(values.max() <= largest and values.min() >= -largest)  # neither is so with a NaN
     # NaN and infinity survive a sum, and nothing of float32 or smaller can overflow it: one pass.
     with np.errstate(invalid="ignore"):
         return bool(np.isfinite(np.add.reduce(values, dtype=np.float64)))

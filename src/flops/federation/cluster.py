@@ -67,6 +67,7 @@ class Cluster:
         self._name = config.parent.member
         self._update: ModelFile | None = None
         self._tasks = itertools.count(1)
+        self._told_ended = 0
 
     def work(self) -> None:
         """Do what the parent asks for, until the project is over."""
@@ -104,6 +105,11 @@ class Cluster:
             except InterruptedByTask:
                 continue
 
+    def _wait_for(self, number: int, needed: int) -> list[str]:
+        ready = self._roster.wait_for(number, needed, _PATIENCE_S)
+        self._tell_presence()  # it may have been absent when this task came
+        return ready
+
     def _tell_presence(self) -> None:
         """The parent is to ask only when enough members are there."""
         ready, needed = len(self._roster.ready()), self._rounds.needed
@@ -112,14 +118,16 @@ class Cluster:
         else:
             reason = f"{ready} of its {self._roster.expected} members are connected, it needs {needed}"
             ended = sorted(self._roster.ended.items())
-            self.conversation.absent(reason + (f"; {ended[0][0]}: {ended[0][1]}" if ended else ""))
+            told, self._told_ended = self._told_ended, len(ended)
+            reason += f"; {ended[0][0]}: {ended[0][1]}" if ended else ""
+            self.conversation.absent(reason, news=len(ended) > told)
 
     def _do(self, task: Task) -> None:
         result: Trained | Evaluated | Declined
         try:
             result = self._evaluate(task) if task.kind == "evaluate" else self._train(task)
         except InterruptedByTask:
-            os.close(task.model_fd)
+            self.conversation.give_up(task)
             log.info("%s is given up: its aggregator wants something newer", task.name)
             return
         except FailedError as error:
@@ -152,7 +160,7 @@ class Cluster:
 
     def _round(self, task: Task, number: int) -> None:
         rounds, cycle = self._rounds, task.round
-        ready = self._roster.wait_for(number, rounds.needed, _PATIENCE_S)
+        ready = self._wait_for(number, rounds.needed)
         start = self._clock.monotonic()
         done = rounds.train(number, ready)
         model = rounds.aggregate(done, self._checkpoint.model_path(number))
@@ -163,7 +171,7 @@ class Cluster:
         rounds.take_over(number, model)
         model.close()
         if self._plan.evaluate_every_round:
-            ready = self._roster.wait_for(number, self._plan.min_evaluate_learners, _PATIENCE_S)
+            ready = self._wait_for(number, self._plan.min_evaluate_learners)
             rounds.evaluate(done, ready, f"evaluate-own-{number}")
         data = report_of(done, rounds, self._plan, self._hub)
         data |= {
@@ -216,7 +224,7 @@ class Cluster:
         """Have the members judge the parent's model."""
         self._take_over(task)
         number = task.round * self._plan.rounds
-        ready = self._roster.wait_for(number, self._plan.min_evaluate_learners, _PATIENCE_S)
+        ready = self._wait_for(number, self._plan.min_evaluate_learners)
         # A name of its own each time: the parent may ask again with another model after it was killed.
         collection, _ = self._rounds.judge(number, ready, f"evaluate-{number}-{next(self._tasks)}")
         metrics = weighted_metrics(collection.in_order())

@@ -4,7 +4,7 @@ A collection decides; it never waits. The round feeds it what members say, and i
 slot order.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from flops.federation.hub import Said
 from flops.federation.intake import MAX_EXAMPLES, Intake, NormGate, Post, finite, finite_metrics
@@ -36,7 +36,11 @@ class Collection:
 
     def leave_out(self, member: str, reason: str) -> None:
         """This member does not count in this phase."""
-        if member in self.outstanding:
+        self.leave_all_out([member], reason)
+
+    def leave_all_out(self, members: Iterable[str], reason: str) -> None:
+        """These members do not count in this phase."""
+        for member in self.outstanding.intersection(members):
             self.outstanding.discard(member)
             self.left_out[member] = reason
 
@@ -80,6 +84,7 @@ class TrainCollection(Collection):
         max_examples: Mapping[str, int | None],
         take: Callable[[Update], None],
         gate: NormGate | None = None,
+        needs_loss: bool = False,
     ) -> None:
         super().__init__(task, cohort)
         self._version, self._take, self._gate = version, take, gate
@@ -90,6 +95,7 @@ class TrainCollection(Collection):
             post=post,
             max_examples=max_examples,
             order=self._slots.__getitem__,
+            needs_loss=needs_loss,
         )
         self._arrived: dict[str, Update] = {}
         self._next_slot = 0
@@ -140,9 +146,11 @@ class TrainCollection(Collection):
         self._intake.cancel(member)
         self._intake.ask_for_more()
 
-    def leave_out(self, member: str, reason: str) -> None:
-        super().leave_out(member, reason)
-        self._intake.cancel(member)
+    def leave_all_out(self, members: Iterable[str], reason: str) -> None:
+        members = list(members)
+        super().leave_all_out(members, reason)
+        for member in members:
+            self._intake.cancel(member)
         self._hand_on()
         self._intake.ask_for_more()
 
@@ -176,8 +184,10 @@ class TrainCollection(Collection):
 class EvaluateCollection(Collection):
     """Collects the members' evaluations of one global model."""
 
-    def __init__(self, task: str, cohort: Sequence[str]) -> None:
+    def __init__(self, task: str, cohort: Sequence[str], max_examples: Mapping[str, int | None]) -> None:
+        """Args: max_examples is how many each member can have evaluated; None: not known."""
         super().__init__(task, cohort)
+        self._max_examples = max_examples
         self.results: dict[str, tuple[int, dict[str, float]]] = {}
 
     def answer(self, said: Said) -> None:
@@ -188,7 +198,7 @@ class EvaluateCollection(Collection):
         """
         self.check_task(said)
         try:
-            self.results[said.learner] = evaluation_of(said)
+            self.results[said.learner] = evaluation_of(said, self._max_examples.get(said.learner))
         except RefusedError as error:
             self.leave_out(said.learner, str(error))
             raise
@@ -203,15 +213,17 @@ class EvaluateCollection(Collection):
         ]
 
 
-def evaluation_of(said: Said) -> tuple[int, dict[str, float]]:
+def evaluation_of(said: Said, max_examples: int | None) -> tuple[int, dict[str, float]]:
     """Examples and metrics (loss and accuracy among them) of a member's evaluation.
 
+    Args:
+        max_examples: that it can have evaluated; None: not known.
     Raises:
         RefusedError: it does not count.
     """
     header = said.header
     num_examples = header.get("num_examples")
-    if type(num_examples) is not int or not 1 <= num_examples <= MAX_EXAMPLES:
+    if type(num_examples) is not int or not 1 <= num_examples <= (max_examples or MAX_EXAMPLES):
         raise RefusedError(f"it claims to have evaluated {str(num_examples)[:40]} examples")
     metrics = finite_metrics(header.get("metrics"))
     for name in ("loss", "accuracy"):

@@ -94,6 +94,9 @@ class Plan:
     over_sample: float = 1.0
     eject_after: int = 3
     max_update_norm: float | None = None
+    first_deadline_s: float = 3600.0
+    """For answers, while it is not known how long they take, and the longest there is; ``round_deadline_s``
+    wins."""
     cycles: int = 1
     """Of a hierarchy: what the root counts as rounds; ``rounds`` are those inside a cluster, per cycle."""
     evaluate_every_round: bool = False

@@ -216,10 +216,14 @@ class Conversation:
                     self._start_s = round(time.monotonic() - _BORN, 3)
                 self._say_ready()
 
-    def absent(self, reason: str) -> None:
-        """No task should come until this member is present again."""
+    def absent(self, reason: str, *, news: bool = False) -> None:
+        """No task should come until this member is present again.
+
+        Args:
+            news: tell this reason although an earlier one was told.
+        """
         with self._changed:
-            news = self._present or not self._absent_reason
+            news = news or self._present or not self._absent_reason
             self._present, self._absent_reason = False, reason
             if news:
                 self._say({"t": "unready", "reason": reason})
@@ -254,9 +258,22 @@ class Conversation:
         finally:
             os.close(task.model_fd)
         with self._changed:
-            self._answer, self._working_on = answer, None
+            # What was declined may be possible when it is asked for again.
+            self._answer, self._working_on = None if isinstance(result, Declined) else answer, None
             if self._asked == task.key:
                 self._say(answer.header, answer.body)
+
+    def give_up(self, task: Task) -> None:
+        """A task that was taken is not done: something newer came.
+
+        Where it is the one that is wanted again by now, `next_task` gives it once more.
+        """
+        with self._changed:
+            self._working_on = None
+            if self._asked == task.key and self._pending is None and not self._over:
+                self._pending = task
+            else:
+                os.close(task.model_fd)
 
     def fail(self, error: FlopsError, where: str = "", traceback: str = "") -> None:
         """This member's part ends: the aggregator is told, and answers by ending the conversation."""
@@ -421,10 +438,10 @@ class Conversation:
         key = (str(header["task"]), life)
         with self._changed:
             self._asked = key
+            self._drop_pending()
             if self._answer is not None and self._answer.key == key:
                 self._say(self._answer.header, self._answer.body)
             elif self._working_on != key:
-                self._drop_pending()
                 self._pending = Task(
                     key,
                     message.kind,

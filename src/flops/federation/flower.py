@@ -27,7 +27,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from flops.core.errors import FailedError, InvalidInputError
 from flops.federation.blocks import Block
-from flops.federation.strategies import Reduction, check_strategy
+from flops.federation.strategies import NEEDS_LOSS_FIRST, Reduction, check_strategy
 from flops.federation.updates import Update
 from flops_worker.tensors import Layout, views
 
@@ -190,7 +190,7 @@ class FlowerStrategy:
         """Aggregate block by block, for strategies that treat every parameter by itself."""
         for block in blocks:
             replies = [
-                self._reply(node, {"0": update.body.read(block)}, update.metrics, update.num_examples)
+                self._reply(node, {"0": update.body.read(block)}, {}, update.num_examples)
                 for node, update in updates
             ]
             yield block, self._aggregate(round_number, replies)[0]
@@ -203,12 +203,16 @@ class FlowerStrategy:
             self._reply(
                 node,
                 dict(zip(keys, update.body.arrays(), strict=True)),
-                update.metrics,
+                self._needed_metrics(update),
                 update.num_examples,
             )
             for node, update in updates
         ]
         return self._aggregate(round_number, replies)
+
+    def _needed_metrics(self, update: Update) -> dict[str, float]:
+        # Flower refuses replies whose metrics differ by name; learners may report what they like.
+        return {"train_loss": update.metrics["train_loss"]} if self.name in NEEDS_LOSS_FIRST else {}
 
     def state(self) -> dict[str, np.ndarray[Any, Any]]:
         """The server optimiser's own arrays after a round, by name."""

@@ -77,7 +77,7 @@ class Session:
         self.ready = False
         self.allows_metrics = False
         self._writer = writer
-        self._asked: str | None = None
+        self._asked: tuple[str, int] | None = None
         self._model: int | None = None
         self._outbox: deque[tuple[dict[str, Any], GlobalModel | None]] = deque()
         self._closed = False
@@ -95,9 +95,9 @@ class Session:
         """
         with self._changed:
             if model is not None:
-                if self._asked == header["task"]:
+                if self._asked == (header["task"], model.number):
                     return False
-                self._asked = header["task"]
+                self._asked = (header["task"], model.number)
                 # A learner that did not even read its last task need not hear of it any more.
                 self._outbox = deque(item for item in self._outbox if item[1] is None)
             if not self._closed:
@@ -310,13 +310,13 @@ class Hub:
             if last is not None:
                 session.close(last)
                 return False
+            session.send(self._welcome)  # before anything else can be sent to it
             former = self._sessions.get(learner)
             self._sessions[learner] = session
             if former is not None:
                 self.inbox.put(Said(learner, "gone", {"reason": "it connected again"}))
         if former is not None:
             former.close({"t": "stop", "reason": "another agent of this learner has taken its place"})
-        session.send(self._welcome)
         return True
 
     def _put(self, session: Session, said: Said) -> None:
@@ -351,19 +351,22 @@ class Hub:
         if upload is None or message.header.get("task") != upload[0]:
             return  # its upload was refused while it was on its way
         task, body = upload
+        ours = False
         try:
             body.receive(message.header.get("offset"), message.body)
         except RefusedError as error:
             reason = str(error)
         except OSError as error:
-            reason = f"the aggregator cannot store it: {error.strerror}"
+            reason, ours = f"the aggregator cannot store it: {error.strerror}", True
         else:
             if body.complete:
                 session.end_upload(body)
                 self._put(session, Said(session.learner, "uploaded", {"task": task}))
             return
         session.end_upload(body)
-        self._put(session, Said(session.learner, "upload-refused", {"task": task, "reason": reason}))
+        self._put(
+            session, Said(session.learner, "upload-refused", {"task": task, "reason": reason, "ours": ours})
+        )
 
 
 class Server(flight.FlightServerBase):  # type: ignore[misc]

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flops.federation.blocks import Block, blocks
+from flops.federation.blocks import LARGEST, LARGEST_SUM, Block, blocks
 from flops.federation.hub import Said
 from flops.federation.model_file import layout_digest
 from flops.federation.updates import Body, MemoryBody, RefusedError, Spool, SpooledBody, Update
@@ -60,6 +60,8 @@ class Intake:
 
     Args:
         layout: of the updates of all members that `layouts` does not name.
+        layouts: of members that send sums.
+        needs_loss: an update without the metric ``train_loss`` is of no use.
         order: whose large update is asked for first, the smallest first.
     """
 
@@ -72,9 +74,11 @@ class Intake:
         post: Post,
         max_examples: Mapping[str, int | None],
         order: Callable[[str], int],
+        needs_loss: bool = False,
     ) -> None:
+        self._needs_loss = needs_loss
         self._expected = _Expected(layout)
-        self._special = {name: _Expected(special) for name, special in (layouts or {}).items()}
+        self._special = {name: _Expected(sums, LARGEST_SUM) for name, sums in (layouts or {}).items()}
         self._spool, self._post = spool, post
         self._max_examples, self._order = max_examples, order
         self._announced: deque[Update] = deque()
@@ -113,7 +117,7 @@ class Intake:
         return self._gated(update, gate) if update is not None else None
 
     def cancel(self, member: str) -> None:
-        """Drop what there is of a member's update; it may announce another one."""
+        """Drop what there is of a member's update; it may announce another one. Asks nobody else yet."""
         self._announced = deque(update for update in self._announced if update.learner != member)
         update = self._uploading.pop(member, None)
         self._forget_pace(member)
@@ -126,7 +130,7 @@ class Intake:
         while self._announced and len(self._uploading) - len(self._slow) < PARALLEL_UPLOADS:
             update = self._announced.popleft()
             expected = self._of(update.learner)
-            body = SpooledBody(self._spool, expected.layout, expected.blocks)
+            body = SpooledBody(self._spool, expected.layout, expected.blocks, expected.largest)
             update.body = body
             self._uploading[update.learner] = update
             if not self._post.begin_upload(update.learner, update.task, body):
@@ -180,16 +184,19 @@ class Intake:
             )
         if header.get("digest") != expected.digest:
             raise RefusedError(expected.difference(header.get("layout")))
+        metrics = finite_metrics(header.get("metrics"))
+        if self._needs_loss and "train_loss" not in metrics:
+            raise RefusedError("it does not say the loss before training, which this strategy weighs it by")
         body: Body
         if said.body is not None or not expected.layout.nbytes:
-            body = MemoryBody(expected.layout, expected.blocks, said.body or b"")
+            body = MemoryBody(expected.layout, expected.blocks, said.body or b"", expected.largest)
         else:
             body = _Announced()
         version = header.get("version")
         return Update(
             said.learner,
             num_examples,
-            finite_metrics(header.get("metrics")),
+            metrics,
             body,
             fit_s=finite(header.get("fit_s")) or 0.0,
             nbytes=expected.layout.nbytes,
@@ -201,8 +208,9 @@ class Intake:
 class _Expected:
     """What a member's updates look like."""
 
-    def __init__(self, layout: Layout) -> None:
+    def __init__(self, layout: Layout, largest: float = LARGEST) -> None:
         self.layout, self.blocks, self.digest = layout, blocks(layout), layout_digest(layout)
+        self.largest = largest
 
     def difference(self, header: Any) -> str:
         if header is None:

@@ -15,6 +15,9 @@ from flops.federation.model_file import as_dtype
 from flops.federation.updates import Body
 from flops_worker.tensors import Layout, Tensor
 
+_MOST_NAMES = 200
+"""Of the metrics of a round: learners name their own, and could name as many as they like."""
+
 
 class WeightedMean:
     """A running sum of weighted updates: 8 bytes a parameter, however many learners there are."""
@@ -92,10 +95,12 @@ def weighted_metrics(reports: list[tuple[float, dict[str, float]]]) -> dict[str,
     totals: dict[str, float] = {}
     for weight, metrics in reports:
         for name in metrics:
-            totals[name] = totals.get(name, 0.0) + weight
+            if name in totals or len(totals) < _MOST_NAMES:
+                totals[name] = totals.get(name, 0.0) + weight
     means: dict[str, float] = {}
     for weight, metrics in reports:
         for name, value in metrics.items():
-            # The share comes first: a weight times a value near the largest float would be infinite.
-            means[name] = means.get(name, 0.0) + weight / totals[name] * value
+            if name in totals:
+                # The share comes first: a weight times a value near the largest float would be infinite.
+                means[name] = means.get(name, 0.0) + weight / totals[name] * value
     return means

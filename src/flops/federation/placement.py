@@ -11,6 +11,7 @@ import logging
 import statistics
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ COMMAND = b"flops-placement-1"
 _PINGS = 9  # round trips measured; the first one pays for the connection and is left out
 _AT_ONCE = 4  # learners measured at the same time, so that they do not measure each other
 _PATIENCE_S = 2.0
+_MAX_CALLS = 8  # of one member; all but one are left over from connections that broke unnoticed
 
 
 class Placement:
@@ -46,6 +48,7 @@ class Placement:
         self._deadline = time.monotonic() + deadline_s
         self._round_trips_s: dict[str, float] = {}
         self._changed = threading.Condition()
+        self._calls: Counter[str] = Counter()
         self._turns = threading.BoundedSemaphore(_AT_ONCE)
         self._decided: dict[str, list[str]] | None = self._read()
 
@@ -64,6 +67,21 @@ class Placement:
 
     def serve(self, member: str, reader: Any, writer: Any) -> None:
         """Answer one learner or cluster that asks for its place (runs in the call's own thread)."""
+        if member not in self._clusters and member not in self._learners:
+            raise flight.FlightUnauthorizedError(f"{member} has its place at this aggregator")
+        with self._changed:
+            if self._calls[member] >= _MAX_CALLS:
+                raise flight.FlightUnavailableError("too many questions of this member are open")
+            self._calls[member] += 1
+        try:
+            self._serve(member, reader, writer)
+        except (StopIteration, wire.WireError) as error:
+            log.info("%s went before it had its place (%s)", member, type(error).__name__)
+        finally:
+            with self._changed:
+                self._calls[member] -= 1
+
+    def _serve(self, member: str, reader: Any, writer: Any) -> None:
         writer.begin(wire.SCHEMA)
         if member not in self._clusters and self._undecided:
             mine = self._turns.acquire(timeout=_PATIENCE_S)  # a learner that does not answer keeps its turn
@@ -162,6 +180,6 @@ def _measure(reader: Any, writer: Any) -> float:
         wire.send(writer, {"t": "ping", "number": number})
         answer = wire.receive(reader, wire.MAX_ANSWER_BYTES)
         if answer.kind != "pong" or answer.header.get("number") != number:
-            raise flight.FlightServerError("a pong was expected")
+            raise wire.WireError("a pong was expected")
         taken.append(time.perf_counter() - begin)
     return statistics.median(taken[1:])

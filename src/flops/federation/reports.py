@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from flops.federation.config import ReportTo
 log = logging.getLogger(__name__)
 
 _BATCH = 200
+_BEGIN = b'{"seq":'
+_KIND_BYTES = 120  # of a line, within which its kind stands
+_ROUND_KINDS = tuple(f'"{kind}"'.encode() for kind in (EventKind.ROUND_FINISHED, EventKind.CLUSTER_ROUND))
 _LONGEST_PAUSE_S = 2.0
 _REFUSALS = {401, 403, 404, 410}
 
@@ -42,9 +46,12 @@ class Reporter:
         self._closed = self._refused = False
         self.last_round = 0
         """The last round that was reported as finished, in this life or an earlier one."""
-        for line in _complete_lines(file):
-            self._seq = int(line["seq"])
-            self._note(line)
+        self._accepted_file = file.with_name(file.name + ".accepted")
+        accepted = _number_in(self._accepted_file)
+        for text in _complete_lines(file):
+            self._seq = int(text[len(_BEGIN) : text.index(b",")])
+            if self._seq > accepted or any(kind in text[:_KIND_BYTES] for kind in _ROUND_KINDS):
+                self._note(json.loads(text), sent=self._seq <= accepted)
         self._file = file.open("a")
         if to is not None:
             threading.Thread(target=self._post_for_ever, name="reports", daemon=True).start()
@@ -59,7 +66,11 @@ class Reporter:
                 "kind": str(kind),
                 "data": {**self._beside, **data},
             }
-            self._file.write(json.dumps(line, separators=(",", ":")) + "\n")
+            # Words of members may hold what no database takes: half a surrogate pair.
+            text = json.dumps(line, ensure_ascii=False, separators=(",", ":"))
+            text = text.encode("utf-8", "replace").decode()
+            line = json.loads(text)
+            self._file.write(text + "\n")
             self._file.flush()
             self._note(line)
             self._changed.notify_all()
@@ -70,10 +81,10 @@ class Reporter:
             self._changed.wait_for(lambda: not self._unsent or self._refused, timeout_s)
             return not self._unsent
 
-    def _note(self, line: dict[str, Any]) -> None:
+    def _note(self, line: dict[str, Any], sent: bool = False) -> None:
         if line["kind"] in (EventKind.ROUND_FINISHED, EventKind.CLUSTER_ROUND):
             self.last_round = int(line["data"]["round"])
-        if self._to is not None:
+        if self._to is not None and not sent:
             self._unsent.append(line)
 
     def close(self) -> None:
@@ -106,6 +117,8 @@ class Reporter:
                 self._refused = False
                 while self._unsent and self._unsent[0]["seq"] <= accepted:
                     self._unsent.popleft()
+                with contextlib.suppress(OSError):  # a full disk: they are sent again after a restart
+                    self._accepted_file.write_text(str(accepted))
                 self._changed.notify_all()
 
     def _post(self, batch: list[dict[str, Any]]) -> int:
@@ -147,13 +160,23 @@ class _UnixConnection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
 
-def _complete_lines(file: Path) -> list[dict[str, Any]]:
-    """The reports of an earlier life; a line that a crash cut short is cut off."""
+def _complete_lines(file: Path) -> Iterator[bytes]:
+    """The reports of an earlier life, one by one; a line that a crash cut short is cut off."""
     if not file.exists():
-        return []
-    text = file.read_bytes()
-    end = text.rfind(b"\n") + 1
-    if end < len(text):
-        with file.open("r+b") as stream:
-            stream.truncate(end)
-    return [json.loads(line) for line in text[:end].splitlines()]
+        return
+    end = 0
+    with file.open("r+b") as stream:
+        for line in stream:
+            if not line.endswith(b"\n"):
+                break
+            end += len(line)
+            yield line
+        stream.truncate(end)
+
+
+def _number_in(file: Path) -> int:
+    """The last number that the manager has; 0 where that is not known."""
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return 0

@@ -25,7 +25,8 @@ MANY = 50
 """Of more members than these, what each of them does is told once a second at most."""
 RECONNECT_S = 10.0
 """How long a round waits for a member whose connection broke; longer for one that takes long to start."""
-_TIMES_START, _LONGEST_RECONNECT_S = 3.0, 180.0
+_TIMES_START, _LONGEST_RECONNECT_S, _FREE_ABSENCES = 3.0, 180.0, 3
+_REASON = 500  # characters of a member's words that are kept
 _FLOOD_SESSIONS, _FLOOD_S = 100, 60.0
 
 
@@ -63,6 +64,7 @@ class Roster:
         self.ejected: dict[str, str] = {}
         self._gone_since: dict[str, float] = {}
         self._start_s: dict[str, float] = {}
+        self._absences: dict[str, int] = {}
         self._never_seen = set(members)
         self._ends: dict[str, deque[float]] = {}
         self._start_until = math.inf
@@ -106,7 +108,9 @@ class Roster:
             if self.expected < needed:
                 raise FailedError(self.too_few(round_number, needed, len(ready)))
             enough = len(ready) >= needed
-            until = self._worth_waiting_until() if enough else begin + deadline_s
+            until = self._worth_waiting_until()
+            if not enough:
+                until = max(until, begin + deadline_s)
             now = self._clock.monotonic()
             if now >= until:
                 if enough:
@@ -142,6 +146,9 @@ class Roster:
         for learner, reason in sorted(self.ended.items())[:1]:
             more = f" (and {len(self.ended) - 1} more)" if len(self.ended) > 1 else ""
             return f"{text}; {learner} ended: {reason}{more}"
+        for member, reason in sorted(self.away.items())[:1]:
+            more = f" (and {len(self.away) - 1} more)" if len(self.away) > 1 else ""
+            return f"{text}; {member}: {reason}{more}"
         return f"{text} - lower training.min_available_learners, or see 'flops logs {self._project}'"
 
     @property
@@ -156,8 +163,15 @@ class Roster:
         return None if since is None else since + self._patience_s(member)
 
     def _patience_s(self, member: str) -> float:
-        # It may have been killed, and then has to start as it did before: environment, code, data.
-        return max(RECONNECT_S, min(_TIMES_START * self._start_s.get(member, 0.0), _LONGEST_RECONNECT_S))
+        # It may have been killed, and then has to start as it did before: environment, code, data. Less and
+        # less, where it goes again and again without having been of use.
+        start_s = min(_TIMES_START * self._start_s.get(member, 0.0), _LONGEST_RECONNECT_S)
+        return max(RECONNECT_S, start_s / 2.0 ** max(0, self._absences.get(member, 0) - _FREE_ABSENCES))
+
+    def counts(self, member: str, took_s: float) -> None:
+        """An update of a member counted, so long after it was asked."""
+        self.history.answer(member, took_s)
+        self._absences.pop(member, None)
 
     # -- hearing
 
@@ -175,6 +189,8 @@ class Roster:
         Raises:
             InterruptedByTask: see the constructor.
         """
+        if self._interrupted():  # what woke us may have been heard already
+            raise InterruptedByTask
         try:
             said = self._hub.inbox.get(timeout=max(0.0, min(timeout_s, 3600.0)))
         except queue.Empty:
@@ -190,6 +206,15 @@ class Roster:
 
     def _note(self, said: Said) -> None:
         member, kind = said.learner, said.kind
+        if member in self.ejected or not member:
+            return
+        if kind == "gone":
+            self._absences[member] = self._absences.get(member, 0) + 1
+            if said.header.get("protocol") is True:
+                self._strike(member, str(said.header.get("reason"))[:_REASON])
+            self._watch_for_flood(member)
+            if member in self.ejected:
+                return
         if kind == "ready":
             self._gone_since.pop(member, None)
             self.ended.pop(member, None)
@@ -198,17 +223,13 @@ class Roster:
             self._start_s[member] = finite(said.header.get("start_s")) or 0.0
             self._tell(EventKind.LEARNER_CONNECTED, EventKind.CLUSTER_CONNECTED, member)
         elif kind in ("gone", "unready") and member not in self.ended:
-            reason = str(said.header.get("reason", "it gave no reason"))[:2000]
+            reason = str(said.header.get("reason", "it gave no reason"))[:_REASON]
             self.away[member] = reason
             if kind == "gone" or member not in self._never_seen:
                 self._gone_since[member] = self._clock.monotonic()
                 self._tell(EventKind.LEARNER_LEFT, EventKind.CLUSTER_LEFT, member, reason=reason, final=False)
-            if said.header.get("protocol") is True:
-                self._strike(member, reason)
-            if kind == "gone":
-                self._watch_for_flood(member)
         elif kind == "failed":
-            reason = str(said.header.get("message", "it gave no reason"))[:2000]
+            reason = str(said.header.get("message", "it gave no reason"))[:_REASON]
             again = member in self.ended  # its last word, repeated after a cut
             self.ended[member] = reason
             self._gone_since.pop(member, None)

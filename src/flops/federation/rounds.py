@@ -7,7 +7,7 @@ for; what it makes of the same cohort's updates does not depend on the order in 
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from flops.federation.collect import Collection, EvaluateCollection, TrainCollec
 from flops.federation.config import Plan
 from flops.federation.flower import FlowerStrategy, layout_arrays
 from flops.federation.hub import GlobalModel, Hub, Said
-from flops.federation.intake import NormGate
+from flops.federation.intake import MAX_EXAMPLES, NormGate
 from flops.federation.mean import WeightedMean, sum_layout, weighted_metrics
 from flops.federation.model_file import ModelFile, ModelWriter, as_dtype
 from flops.federation.reports import Reporter
@@ -32,13 +32,13 @@ from flops.federation.strategies import NEEDS_LOSS_FIRST, Reduction
 from flops.federation.updates import LateError, RefusedError, Spool, Update
 from flops_worker.tensors import Layout
 
-_FIRST_ROUND_S = 3600.0
 _SHORTEST_DEADLINE_S = 60.0
 _TIMES_SLOWEST = 10.0
 _WORTH_TELLING_S = 1.0  # single updates of quicker rounds are no news
 # Without a deadline in the spec, the first round may take an hour; later ones ten times what the slowest
 # accepted learner ever took, at least a minute: derived from what was measured, not another thing to set.
 
+_MOST_OF_A_CLUSTER = MAX_EXAMPLES * 10_000  # examples, where nobody knows how many its learners have
 _REMEMBERED_TASKS = 8  # that a member was asked and never answered: late answers to them are no replays
 
 _model_numbers = itertools.count(1)
@@ -98,6 +98,10 @@ class Rounds:
         self._blocks = blocks(layout)
         self._sum_layout = sum_layout(layout)
         self._sum_blocks = blocks(self._sum_layout)
+        self._max_examples = {
+            name: member.max_examples or (_MOST_OF_A_CLUSTER if member.kind == "cluster" else None)
+            for name, member in roster.members.items()
+        }
         self._spool = Spool(folder)
         self._mean: WeightedMean | None = None
         self.model: GlobalModel
@@ -133,7 +137,8 @@ class Rounds:
             FailedError: fewer updates than the quorum.
         """
         plan = self._plan
-        asked, needed = cohort_size(len(ready), plan.fraction_fit, plan.min_fit_learners, plan.over_sample)
+        least = max(plan.min_fit_learners, self.quorum)
+        asked, needed = cohort_size(len(ready), plan.fraction_fit, least, plan.over_sample)
         chosen = choose(
             plan.cohort,
             round_number=number,
@@ -141,7 +146,7 @@ class Rounds:
             ready=ready,
             target=asked,
             history=self._roster.history,
-            max_examples={name: member.max_examples for name, member in self._roster.members.items()},
+            max_examples=self._max_examples,
         )
         cohort = self._configure("train", number, chosen)
         self._roster.history.ask(cohort, number)
@@ -185,15 +190,18 @@ class Rounds:
             layouts=dict.fromkeys(self._clusters, self._sum_layout),
             spool=self._spool,
             post=self._hub,
-            max_examples={name: member.max_examples for name, member in self._roster.members.items()},
+            max_examples=self._max_examples,
             take=take,
             gate=self._norm_gate(),
+            needs_loss=self.strategy.name in NEEDS_LOSS_FIRST,
         )
         self._reporter.report(EventKind.ROUND_STARTED, round=number, cohort=len(cohort))
         try:
             slowest_s = self._collect("train", number, collection, cohort, self.quorum, needed)
         except BaseException:
             collection.close()
+            for update in updates:
+                update.body.release()
             raise
         metrics = weighted_metrics([(float(update.num_examples), dict(update.metrics)) for update in updates])
         return Round(number, updates, collection, metrics, slowest_s)
@@ -226,7 +234,7 @@ class Rounds:
             max_examples={},
         )
         cohort = self._configure("evaluate", number, chosen)
-        collection = EvaluateCollection(task, list(cohort))
+        collection = EvaluateCollection(task, list(cohort), self._max_examples)
         slowest_s = self._collect("evaluate", number, collection, cohort, plan.min_evaluate_learners)
         return collection, slowest_s
 
@@ -283,19 +291,16 @@ class Rounds:
         while not collection.done and collection.can_reach(quorum):
             now = self._clock.monotonic()
             if enough is not None and collection.answered >= enough:
-                for member in sorted(collection.outstanding):
-                    collection.leave_out(member, "enough others were quicker")
+                collection.leave_all_out(collection.outstanding, "enough others were quicker")
                 break
             if now >= deadline:
                 # An update that was announced in time may still travel: its learner kept the deadline.
                 travelling = collection.announced if isinstance(collection, TrainCollection) else set()
-                for member in sorted(collection.outstanding - travelling):
-                    self._miss(collection, member, limit_s, f"it did not answer within {limit_s:g} s")
+                late = collection.outstanding - travelling
+                self._miss(collection, late, limit_s, f"it did not answer within {limit_s:g} s")
                 if now >= deadline + limit_s:
-                    for member in sorted(collection.outstanding):
-                        self._miss(
-                            collection, member, limit_s, f"its update did not arrive within {2 * limit_s:g} s"
-                        )
+                    reason = f"its update did not arrive within {2 * limit_s:g} s"
+                    self._miss(collection, collection.outstanding, limit_s, reason)
                 wait_until = deadline + limit_s
             else:
                 wait_until = deadline
@@ -311,14 +316,16 @@ class Rounds:
                 if collection.answered > answered:
                     slowest_s = self._clock.monotonic() - start
                     if phase == "train":
-                        self._roster.history.answer(said.learner, slowest_s)
+                        self._roster.counts(said.learner, slowest_s)
         if collection.answered < quorum:
             raise FailedError(self._below_quorum(phase, number, collection, quorum))
         return slowest_s
 
-    def _miss(self, collection: Collection, member: str, waited_s: float, reason: str) -> None:
-        collection.leave_out(member, reason)
-        self._roster.history.miss(member, waited_s)
+    def _miss(self, collection: Collection, members: Iterable[str], waited_s: float, reason: str) -> None:
+        members = list(members)
+        collection.leave_all_out(members, reason)
+        for member in members:
+            self._roster.history.miss(member, waited_s)
 
     def _give_up_on_the_gone(self, collection: Collection, quorum: int) -> float:
         """Leave out who has been away for too long; returns when to look again.
@@ -369,7 +376,8 @@ class Rounds:
                 self._roster.refuse(number, said, str(error))
         elif said.kind == "upload-refused" and task == collection.task:
             collection.leave_out(member, str(said.header["reason"]))
-            self._roster.refuse(number, said, str(said.header["reason"]))
+            ours = said.header.get("ours") is True  # the fault is this side's, not the member's
+            self._roster.refuse(number, said, str(said.header["reason"]), harmless=ours)
         elif said.kind == "failed":
             collection.leave_out(member, self._roster.ended[member])
         elif said.kind == "ready" and member in collection.outstanding:
@@ -478,7 +486,10 @@ def answer_deadline_s(plan: Plan, slowest_s: float | None) -> float:
     """
     if plan.round_deadline_s is not None:
         return plan.round_deadline_s
-    return _FIRST_ROUND_S if slowest_s is None else max(_SHORTEST_DEADLINE_S, _TIMES_SLOWEST * slowest_s)
+    if slowest_s is None:
+        return plan.first_deadline_s
+    # Capped, or a member that always answers at the last moment would move it on and on.
+    return min(max(_SHORTEST_DEADLINE_S, _TIMES_SLOWEST * slowest_s), plan.first_deadline_s)
 
 
 def learner_seed(seed: int, slot: int, round_number: int) -> int:

@@ -18,6 +18,8 @@ from flops.federation.reports import Reporter
 from flops.federation.roster import Roster
 from flops.federation.rounds import Round, Rounds
 
+_REASON = 300  # characters of why a member was left out that are reported
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -92,7 +94,7 @@ class SynchronousTraining:
         data = report_of(done, rounds, self._plan, self._hub)
         data |= {"rounds": self._plan.rounds, "metrics": metrics, "best": better}
         absent = self._absent_clusters(done)
-        data["left_out"] = {**absent, **done.left_out}
+        data["left_out"] = {**absent, **data["left_out"]}
         data["duration_s"] = self._clock.monotonic() - start
         if any(member.kind == "cluster" for member in self._roster.members.values()):
             data |= {"cycle": number, "cycles": self._plan.rounds}
@@ -135,7 +137,7 @@ def report_of(done: Round, rounds: Rounds, plan: Plan, hub: Hub) -> dict[str, An
         "round": done.number,
         "participants": len(done.updates),
         "cohort": len(done.collection.cohort),
-        "left_out": done.left_out,
+        "left_out": {name: reason[:_REASON] for name, reason in done.left_out.items()},
         "fit_s": {update.learner: round(update.fit_s, 4) for update in done.updates},
         "train_metrics": done.train_metrics,
         "bytes_down": rounds.bytes_down,

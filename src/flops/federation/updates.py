@@ -17,7 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from flops.federation.blocks import Block, all_usable
+from flops.federation.blocks import LARGEST, Block, all_usable
 from flops.federation.space import needing_space
 from flops_worker.tensors import Layout, views
 
@@ -64,7 +64,9 @@ class Update:
 class MemoryBody:
     """A small body that arrived beside its header."""
 
-    def __init__(self, layout: Layout, blocks: tuple[Block, ...], data: bytes) -> None:
+    def __init__(
+        self, layout: Layout, blocks: tuple[Block, ...], data: bytes, largest: float = LARGEST
+    ) -> None:
         """Check and keep it.
 
         Raises:
@@ -74,7 +76,7 @@ class MemoryBody:
             raise RefusedError(f"it has {len(data)} bytes instead of {layout.nbytes}")
         self._layout, self._data = layout, data
         for block in blocks:
-            check_numbers(self.read(block))
+            check_numbers(self.read(block), largest)
 
     def read(self, block: Block) -> np.ndarray[Any, Any]:
         return block.view(memoryview(self._data)[block.offset : block.end])
@@ -89,8 +91,10 @@ class MemoryBody:
 class SpooledBody:
     """A large body, written to its spool file block by block, in order, by the thread that receives it."""
 
-    def __init__(self, spool: "Spool", layout: Layout, blocks: tuple[Block, ...]) -> None:
-        self._spool, self._layout, self._blocks = spool, layout, blocks
+    def __init__(
+        self, spool: "Spool", layout: Layout, blocks: tuple[Block, ...], largest: float = LARGEST
+    ) -> None:
+        self._spool, self._layout, self._blocks, self._largest = spool, layout, blocks, largest
         self._fd = spool.take()
         self._next = 0
         self._buffer = bytearray()
@@ -114,11 +118,11 @@ class SpooledBody:
         block = self._blocks[self._next] if not self.complete else None
         if block is None or data is None or offset != block.offset or len(data) != block.nbytes:
             raise RefusedError("its bytes do not follow the layout")
-        check_numbers(block.view(data))
+        check_numbers(block.view(data), self._largest)
         position = block.offset
         with self._lock:
             if self._fd < 0:
-                raise RefusedError("it is not waited for any more")
+                return  # it is not waited for any more
             with self._spool.needing_space():
                 while data:
                     written = os.pwrite(self._fd, data, position)
@@ -174,6 +178,6 @@ class Spool:
             os.close(self._free.pop())
 
 
-def check_numbers(values: np.ndarray[Any, Any]) -> None:
-    if not all_usable(values):
+def check_numbers(values: np.ndarray[Any, Any], largest: float = LARGEST) -> None:
+    if not all_usable(values, largest):
         raise RefusedError("it contains NaN or infinite values")

@@ -43,6 +43,9 @@ MAX_ANSWER_BYTES = 1 << 20
 """What a learner's header may have, beyond twice what the description of the model itself needs."""
 
 
+_MAX_DEPTH = 16
+
+
 class WireError(ValueError):
     """The other end does not keep to the protocol."""
 
@@ -115,6 +118,8 @@ def parse(metadata: Any, batch: Any, max_header_bytes: int = MAX_HEADER_BYTES) -
         raise WireError("a header is not JSON") from error
     if not isinstance(header, dict):
         raise WireError("a header is not a JSON object")
+    if _is_deep(header):
+        raise WireError("a header is nested too deeply")
     body = None
     if batch is not None:
         if not batch.schema.equals(SCHEMA):
@@ -123,6 +128,18 @@ def parse(metadata: Any, batch: Any, max_header_bytes: int = MAX_HEADER_BYTES) -
         buffer = column.buffers()[1]
         body = memoryview(buffer)[column.offset : column.offset + len(column)] if buffer is not None else None
     return Received(header, body)
+
+
+def _is_deep(header: dict[str, Any]) -> bool:
+    """Whether a header is nested deeper than any of ours: what parses in one thread may be too deep to print
+    in another, which has more on its stack."""
+    level: list[Any] = [header]
+    for _ in range(_MAX_DEPTH):
+        inner = [value.values() if isinstance(value, dict) else value for value in level]
+        level = [item for values in inner for item in values if isinstance(item, (dict, list))]
+        if not level:
+            return False
+    return True
 
 
 def _batch(body: memoryview | bytes) -> Any:

@@ -63,9 +63,24 @@ def parse_report(seq: int, time: float, kind: str, data: Mapping[str, Any]) -> R
         )
     if seq < 1 or not math.isfinite(time):
         raise InvalidInputError(f"report {seq} has an impossible number or time")
-    if len(json.dumps(data)) > MAX_DATA_BYTES:
-        raise InvalidInputError(f"report {seq} has more than {MAX_DATA_BYTES} bytes of data")
-    return Report(seq, time, EventKind(kind), {key: _finite(value) for key, value in data.items()})
+    bounded = _bounded(data)
+    if bounded is None:
+        message = f"a report of kind {kind} had more than {MAX_DATA_BYTES} bytes of data and was dropped"
+        return Report(seq, time, EventKind.WARNING, {"message": message})
+    return Report(seq, time, EventKind(kind), {key: _finite(value) for key, value in bounded.items()})
+
+
+def _bounded(data: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The data, without what is told of single members where it is too much; None where even that is.
+
+    It is not refused: its source would send it again for ever, and nothing that came after it.
+    """
+    kept = dict(data)
+    for detail in ("", "learners", "updates", "left_out", "fit_s"):
+        kept.pop(detail, None)
+        if len(json.dumps(kept)) <= MAX_DATA_BYTES:
+            return kept
+    return None
 
 
 def _finite(value: Any) -> Any:

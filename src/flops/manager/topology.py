@@ -156,6 +156,7 @@ def _plans(
         plans[path] = Plan(
             rounds=rounds if path is None else 1,
             cycles=rounds,
+            first_deadline_s=2.0 * Plan.first_deadline_s * training.rounds,
             fraction_evaluate=1.0 if training.fraction_evaluate > 0 else 0.0,
             min_available_learners=wanted,
             min_fit_learners=wanted,
