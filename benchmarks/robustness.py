@@ -110,7 +110,7 @@ def run(
             "training": {
                 "rounds": options.rounds,
                 "learners": LEARNERS,
-                "min_available_learners": LEARNERS,
+                "min_available_learners": LEARNERS - ATTACKERS,  # attackers may be ejected
                 "min_fit_learners": LEARNERS - ATTACKERS,
                 **({"virtual": True} if options.virtual else {}),
                 **part,
