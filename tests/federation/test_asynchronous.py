@@ -730,7 +730,8 @@ def test_learners_that_do_anything_at_any_time_never_hang_the_training(
                 raise StopIteration
             if deed == "fail":
                 return {"t": "failed", "message": "boom"}
-            return header | {"version": {"version": 10**6}, "task": {"task": "train-x"}}.get(deed, {})
+            wrong: dict[str, Header] = {"version": {"version": 10**6}, "task": {"task": "train-x"}}
+            return {**header, **wrong.get(deed, {})}
 
         def evaluate(parameters: list[Any], _: int) -> tuple[float, float, int]:
             time.sleep(float(rng.choice([0.0, 0.05, 0.5], p=[0.7, 0.25, 0.05])))
