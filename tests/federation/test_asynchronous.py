@@ -747,3 +747,16 @@ def test_learners_that_do_anything_at_any_time_never_hang_the_training(
     assert [data["round"] for data in federation.reports("round.finished")] == list(range(1, 9))
     assert np.isfinite(federation.model()[0]).all()
     assert federation.model()[0].max() < 1e5
+
+
+def test_learners_that_come_at_about_the_same_time_begin_together(start: Start) -> None:
+    """The first one there would else spend all rounds alone."""
+    federation = start(
+        learners=3, rounds=3, strategy="FedBuff", strategy_parameters={"buffer_size": 3}, **ONE
+    )
+    for name in "abc":
+        federation.learner(name)
+        time.sleep(0.3)
+    federation.result()
+    first = federation.reports("round.finished")[0]
+    assert {update["learner"] for update in first["updates"]} == set("abc")

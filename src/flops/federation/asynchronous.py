@@ -40,6 +40,7 @@ from flops.federation.window import Window
 
 _WORTH_TELLING_S = 1.0  # single updates that come quicker are no news
 _PATIENCE_S = 5.0  # for evaluations that are under way, where rounds are quicker than that
+_GATHER_S = 2.0  # for those who come last, where the first are quick
 _LAST_WORDS_S = 1.0  # for those who still train when the last commit is there
 _REMEMBERED_TASKS = 8  # that a learner was given and that are not waited for any more
 
@@ -135,6 +136,8 @@ class AsynchronousTraining:
                 self._reporter.report(EventKind.ROUND_FINISHED, **committed.report)
             else:
                 self._open_evaluation()
+        if committed.round == 0:
+            self._gather()
         while self._rounds < self._plan.rounds or self._evaluation is not None:
             now = self._clock.monotonic()
             self._give_up_on_the_late(now)
@@ -154,6 +157,21 @@ class AsynchronousTraining:
         return Outcome(
             committed.round, committed.best_round, self._checkpoint.best_model(), committed.best_metrics
         )
+
+    def _gather(self) -> None:
+        """Let those begin together who come at about the same time: the first one alone would spend rounds.
+
+        Once enough are there, the others have as long again as that took, at least `_GATHER_S`.
+        """
+        begin, until = self._clock.monotonic(), math.inf
+        while True:
+            self._roster.take_notes()
+            ready, now = len(self._roster.ready()), self._clock.monotonic()
+            if ready >= members_needed(self._plan):
+                until = min(until, now + max(_GATHER_S, now - begin))
+            if ready >= self._roster.expected or now >= min(until, begin + self._plan.start_deadline_s):
+                return
+            self._roster.hear(min(until, begin + self._plan.start_deadline_s) - now)
 
     def close(self) -> None:
         """Give back files and memory."""
