@@ -126,7 +126,7 @@ def run(
         typer.Option(
             "--strategy",
             "-s",
-            help="A Flower strategy, such as FedAvg or FedAdam.",
+            help="A Flower strategy, such as FedAvg or FedAdam; FedBuff, FedAsync and FedAT wait for nobody.",
             rich_help_panel=_TRAINING,
         ),
     ] = None,
