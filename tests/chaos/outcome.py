@@ -139,6 +139,7 @@ def _foreign_files(home: Home, project: str) -> list[str]:
     expected = {
         "state.json",
         "reports.jsonl",
+        "reports.jsonl.accepted",
         "model.safetensors",
         f"global-{state['round']}.safetensors",
         f"best-{state['best_round']}.safetensors",
