@@ -1,6 +1,7 @@
 """A real manager process on a FLOPS_HOME of its own."""
 
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -134,3 +135,12 @@ def client(manager: ManagerProcess) -> httpx.Client:
 @pytest.fixture
 def still_running() -> Callable[[Path], list[str]]:
     return processes_of
+
+
+@pytest.fixture
+def silent_server() -> Iterator[str]:
+    """A repository whose server takes connections and says nothing: fetching it lasts for ever."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(16)
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}/nothing.git"

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -23,10 +22,9 @@ def socket_client(manager: "ManagerProcess") -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def project(manager: "ManagerProcess", client: httpx.Client, tmp_path: Path) -> str:
+def project(manager: "ManagerProcess", client: httpx.Client, silent_server: str) -> str:
     """A project whose services have a token."""
-    # Nothing is behind the address, so it stays where it is for a while, and fails later.
-    answer = client.post("/v1/projects", json={"spec": {"repo": "http://127.0.0.1:9/nothing.git"}})
+    answer = client.post("/v1/projects", json={"spec": {"repo": silent_server}})
     project: str = answer.json()["id"]
     file = manager.home / "projects" / project / "config" / "tokens.json"
     fd = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
