@@ -288,7 +288,7 @@ class AsynchronousTraining:
         ready = self._roster.ready()
         evaluation = self._evaluation
         if evaluation is not None:
-            self._choose_judges(evaluation, ready)
+            self._choose_judges(evaluation, ready, now)
             outstanding = evaluation.outstanding - self._tasks.keys()
             for learner in ready:
                 if learner in outstanding:
@@ -319,15 +319,20 @@ class AsynchronousTraining:
             if self._ask(learner, self._train_header(learner), self._model, now):
                 self._mixing.asked(learner, now)
 
-    def _choose_judges(self, evaluation: Evaluation, ready: list[str]) -> None:
+    def _choose_judges(self, evaluation: Evaluation, ready: list[str], now: float) -> None:
+        """Choose as many as are wanted, and others for those that will not answer any more."""
         wanted, _ = cohort_size(len(ready), self._plan.fraction_evaluate, self._plan.min_evaluate_learners)
+        present = self._present()
+        lost = {
+            name for name in evaluation.outstanding.difference(present) if not self._may_come_back(name, now)
+        }
         evaluation.chosen.update(
             choose(
                 "random",
                 round_number=self._rounds,
                 seed=self._plan.seed + 1,
-                ready=[learner for learner in ready if learner not in evaluation.chosen],
-                target=wanted - len(evaluation.chosen - evaluation.left_out.keys()),
+                ready=[learner for learner in present if learner not in evaluation.chosen],
+                target=wanted - len(evaluation.chosen - evaluation.left_out.keys() - lost),
                 history=self._roster.history,
                 max_examples={},
             )

@@ -10,7 +10,7 @@ import shutil
 import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -395,7 +395,8 @@ class Manager:
                 "pause or stop with 'flops pause ID' or 'flops stop ID' first, or use --force"
             )
         for row in active:
-            self.stop(row.id)
+            with suppress(ConflictError):  # it came to its end by itself meanwhile
+                self.stop(row.id)
         for project in self._store.unsettled():  # also those that have just failed
             self._reconciler.wait_settled(project, STOP_TIMEOUT_S)
         self._support.stop()
