@@ -11,7 +11,7 @@ import pytest
 
 from flops.agent import fragments
 from flops.agent.fragments import Fragments
-from flops.core.disk import DiskFullError
+from flops.core.disk import EXIT_WITHOUT_SPACE, DiskFullError
 from flops.core.errors import NotFoundError, UnavailableError
 from flops.federation import DataAccess
 from flops.guest import GuestDied, LastingSeat, Worker
@@ -20,7 +20,6 @@ from flops.images import uv
 from flops.images.uv import KilledError
 from flops.manager import steps
 from flops.manager.database import open_database, reading, writing
-from flops.manager.supervision import DISK_FULL
 from flops_worker import CUT_OFF
 
 
@@ -129,7 +128,7 @@ def test_a_process_that_finds_no_space_ends_with_a_code_that_means_try_again(wra
     result = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60, check=False
     )
-    assert result.returncode == DISK_FULL
+    assert result.returncode == EXIT_WITHOUT_SPACE
     assert "no space is left in /state - free some there: the training waits" in result.stderr
 
 

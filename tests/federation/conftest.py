@@ -31,6 +31,15 @@ from flops_worker.tensors import Layout, read_layout, views, write
 Arrays = list[np.ndarray[Any, Any]]
 
 
+def connect(location: str, token: str) -> tuple[Any, Any, Any]:
+    """Open an exchange: client, writer and reader."""
+    client = flight.FlightClient(location)
+    options = flight.FlightCallOptions(headers=[(b"authorization", f"Bearer {token}".encode())])
+    writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(b"test"), options)
+    writer.begin(wire.SCHEMA)
+    return client, writer, reader
+
+
 class Learner:
     """A learner without an agent: connects, answers every task with ``fit``, and can misbehave in between."""
 
@@ -61,16 +70,9 @@ class Learner:
         self._thread.join(timeout_s)
         assert not self._thread.is_alive(), f"{self.name} did not end"
 
-    def connect(self) -> tuple[Any, Any, Any]:
-        client = flight.FlightClient(self._location)
-        options = flight.FlightCallOptions(headers=[(b"authorization", f"Bearer {self._token}".encode())])
-        writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(b"test"), options)
-        writer.begin(wire.SCHEMA)
-        return client, writer, reader
-
     def _run(self) -> None:
         try:
-            client, writer, reader = self.connect()
+            client, writer, reader = connect(self._location, self._token)
             try:
                 wire.send(writer, {"t": "hello", "learner": self.name})
                 welcome = wire.receive(reader)
@@ -162,6 +164,18 @@ class Federation:
         learner = Learner(self.location, name, self.members[name].token, **behaviour)
         self.learners.append(learner)
         return learner
+
+    def exchange(self, name: str) -> tuple[Any, Any, Any, Layout]:
+        """A learner's exchange in the test's own hands, after hello and ready.
+
+        Returns:
+            Client, writer, reader, and the layout of the model.
+        """
+        client, writer, reader = connect(self.location, self.members[name].token)
+        wire.send(writer, {"t": "hello", "learner": name})
+        layout = Layout.from_header(wire.receive(reader).header["layout"])
+        wire.send(writer, {"t": "ready", "allows_metrics": False})
+        return client, writer, reader, layout
 
     def result(self, timeout_s: float = 30.0) -> Outcome:
         self.thread.join(timeout_s)

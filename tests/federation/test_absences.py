@@ -287,7 +287,7 @@ def test_reports_are_not_waited_for_when_the_manager_does_not_want_them(tmp_path
     with socketserver.UnixStreamServer(path, Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        reporter = Reporter(tmp_path / "reports.jsonl", ReportTo(path, "t", "/reports"), SystemClock())
+        reporter = Reporter(tmp_path / "reports.jsonl", ReportTo("t", "/reports", path), SystemClock())
         reporter.report(EventKind.ROUND_STARTED, round=1)
         begin = time.monotonic()
         assert not reporter.flush(60)

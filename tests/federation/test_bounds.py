@@ -25,25 +25,12 @@ CLUSTERS = {
 }
 
 
-def _raw(federation: Any, name: str) -> tuple[Any, Any, Any]:
-    """A learner's exchange in the test's own hands, after hello and ready."""
-    client = flight.FlightClient(federation.location)
-    token = federation.members[name].token
-    options = flight.FlightCallOptions(headers=[(b"authorization", f"Bearer {token}".encode())])
-    writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(b"test"), options)
-    writer.begin(wire.SCHEMA)
-    wire.send(writer, {"t": "hello", "learner": name})
-    wire.receive(reader)
-    wire.send(writer, {"t": "ready", "allows_metrics": False})
-    return client, writer, reader
-
-
 @pytest.mark.parametrize("depth", [17, 100, 900])
 def test_a_header_that_is_nested_too_deeply_ends_its_session_alone(start: Start, depth: int) -> None:
     """What parses in a shallow thread may be too deep to print in a deeper one."""
     federation = start(learners=2, rounds=2, round_deadline_s=1.0, fraction_evaluate=0.0, **ONE)
     federation.learner("a")
-    client, writer, reader = _raw(federation, "b")
+    client, writer, reader, _ = federation.exchange("b")
     wire.receive(reader)
     writer.write_metadata(b'{"t":"result","version":0,"task":' + b"[" * depth + b"]" * depth + b"}")
     federation.result()
@@ -54,7 +41,7 @@ def test_a_header_that_is_nested_too_deeply_ends_its_session_alone(start: Start,
 
 def test_words_that_no_database_takes_are_replaced(start: Start) -> None:
     federation = start(learners=2, rounds=1, **ONE)
-    client, writer, reader = _raw(federation, "b")
+    client, writer, reader, _ = federation.exchange("b")
     writer.write_metadata(b'{"t":"failed","message":"\\ud800 is half a character","where":"x"}')
     federation.wait_for("learner.left")
     federation.learner("a")
@@ -137,7 +124,7 @@ def test_a_learner_that_fails_first_may_not_connect_for_ever(start: Start) -> No
     federation.learner("a", fit=wait)
     with contextlib.suppress(StopIteration, flight.FlightError, OSError, KeyError):
         for _ in range(150):
-            client, writer, reader = _raw(federation, "b")
+            client, writer, reader, _ = federation.exchange("b")
             wire.send(writer, {"t": "failed", "message": "x"})
             time.sleep(0.01)
             reader.cancel()

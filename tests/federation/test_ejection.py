@@ -13,7 +13,6 @@ import pytest
 
 from flops.federation import wire
 from flops.federation.model_file import layout_digest
-from flops_worker.tensors import Layout
 
 Start = Callable[..., Any]
 ONE = {"min_available_learners": 1, "min_fit_learners": 1, "min_evaluate_learners": 1}
@@ -125,19 +124,6 @@ def test_the_norm_gate_holds_for_updates_that_travel_in_blocks(start: Start) -> 
     np.testing.assert_array_equal(federation.model()[0], np.ones((600, 1000), np.float32))
 
 
-def _raw(federation: Any, name: str) -> tuple[Any, Any, Any, Layout]:
-    """A learner's exchange in the test's own hands, after hello and ready."""
-    client = flight.FlightClient(federation.location)
-    token = federation.members[name].token
-    options = flight.FlightCallOptions(headers=[(b"authorization", f"Bearer {token}".encode())])
-    writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(b"test"), options)
-    writer.begin(wire.SCHEMA)
-    wire.send(writer, {"t": "hello", "learner": name})
-    layout = Layout.from_header(wire.receive(reader).header["layout"])
-    wire.send(writer, {"t": "ready", "allows_metrics": False})
-    return client, writer, reader, layout
-
-
 def _read_to_the_end(reader: Any) -> None:
     while True:
         wire.receive(reader)
@@ -156,7 +142,7 @@ def test_an_update_of_another_version_or_task_is_refused_and_counts(
 ) -> None:
     federation = start(learners=2, rounds=1, eject_after=1, round_deadline_s=2.0, **ONE)
     federation.learner("a")
-    client, writer, reader, layout = _raw(federation, "b")
+    client, writer, reader, layout = federation.exchange("b")
     asked = wire.receive(reader)
     answer = {"t": "result", "task": asked.header["task"], "version": asked.header["version"]}
     answer |= {"num_examples": 10, "metrics": {}, "digest": layout_digest(layout), **change}
@@ -174,7 +160,7 @@ def test_answers_that_nobody_asked_for_end_the_session_and_count(start: Start) -
     federation = start(learners=2, rounds=40, eject_after=2, **ONE)
     federation.learner("a", fit=_pausing(0.05))
     for _ in range(2):
-        client, writer, reader, layout = _raw(federation, "b")
+        client, writer, reader, layout = federation.exchange("b")
         asked = wire.receive(reader)
         answer = {"t": "result", "task": asked.header["task"], "version": asked.header["version"]}
         answer |= {"num_examples": 10, "metrics": {}, "digest": layout_digest(layout)}
@@ -193,7 +179,7 @@ def test_a_learner_that_connects_over_and_over_is_ejected(start: Start) -> None:
     federation = start(learners=2, rounds=400, **ONE)
     federation.learner("a", fit=_pausing(0.02))
     for _ in range(150):
-        client, _, reader, _ = _raw(federation, "b")
+        client, _, reader, _ = federation.exchange("b")
         reader.cancel()
         client.close()
         if federation.reports("learner.ejected"):

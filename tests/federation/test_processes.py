@@ -483,7 +483,7 @@ def test_reports_reach_the_manager_once_and_in_order_over_its_restart(tmp_path: 
 
     socket_path = str(tmp_path / "m.sock")
     reporter = Reporter(
-        tmp_path / "reports.jsonl", ReportTo(socket_path, "secret", "/reports"), SystemClock()
+        tmp_path / "reports.jsonl", ReportTo("secret", "/reports", socket_path), SystemClock()
     )
     reporter.report(EventKind.ROUND_STARTED, round=1)
     for number in (2, 3):
@@ -498,7 +498,7 @@ def test_reports_reach_the_manager_once_and_in_order_over_its_restart(tmp_path: 
     reporter.close()
     with (tmp_path / "reports.jsonl").open("a") as file:
         file.write('{"seq": 4, "torn')
-    again = Reporter(tmp_path / "reports.jsonl", ReportTo(socket_path, "secret", "/reports"), SystemClock())
+    again = Reporter(tmp_path / "reports.jsonl", ReportTo("secret", "/reports", socket_path), SystemClock())
     with UnixServer(socket_path, Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()

@@ -18,6 +18,7 @@ from flops.federation import AggregatorConfig
 from flops.manager import deployment
 from flops.manager.cancellation import Cancellation, Cancelled, Places
 from flops.manager.database import open_database
+from flops.manager.grounds import ProgramGround
 from flops.manager.lifecycle import Lifecycle, Surroundings
 from flops.manager.paths import ProjectPaths, data_token_file, read_or_make_token
 from flops.manager.reports import Report
@@ -111,6 +112,7 @@ class World:
                 clock=clock,
                 step_runner=lambda project: self.steps,
                 places=Places(1),
+                ground=ProgramGround(self.settings),
                 support=self._support,
             ),
             PROJECT,
@@ -287,7 +289,16 @@ def test_configuration_files_and_tokens_are_private_and_stay_the_same(
     assert config.stat().st_mode & 0o777 == 0o700
     assert {path.stat().st_mode & 0o777 for path in config.iterdir()} == {0o600}
     learners, results = world.store.learners(PROJECT), world.store.steps(PROJECT)
-    deployment.write_configurations(world.settings, PROJECT, SPEC, learners, results, rounds=2, numbers={})
+    deployment.write_configurations(
+        world.settings,
+        ProgramGround(world.settings),
+        PROJECT,
+        SPEC,
+        learners,
+        results,
+        rounds=2,
+        numbers={},
+    )
     assert {path.name: path.read_text() for path in config.iterdir()} == before
     database = world.settings.database.read_bytes()
     for secret in (before["tokens.json"].split('"')[3], world.settings.home.name.zfill(40)):

@@ -12,6 +12,7 @@ from flops.core.settings import Settings
 from flops.core.spec import spec_from_mapping
 from flops.federation import AgentConfig, VirtualLearner
 from flops.manager import deployment
+from flops.manager.grounds import AGENT, ProgramGround
 from flops.manager.paths import ProjectPaths, data_token_file
 from flops.manager.rows import Learner
 
@@ -54,14 +55,19 @@ def configured(tmp_path: Path) -> Any:
         }
         numbers = {path: number for number, path in enumerate(sorted({one.cluster or "" for one in who}), 1)}
         numbers.pop("", None)
-        deployment.write_configurations(settings, PROJECT, wanted, who, results, rounds=3, numbers=numbers)
+        ground = ProgramGround(settings)
+        deployment.write_configurations(
+            settings, ground, PROJECT, wanted, who, results, rounds=3, numbers=numbers
+        )
         agents = [
             one
-            for one in deployment.services_of(PROJECT, wanted, who, numbers)
-            if one.role == deployment.AGENT
+            for one in deployment.services_of(PROJECT, wanted, who, numbers, workers=False)
+            if one.role == AGENT
         ]
+        by_name = {str(one.learner): one for one in who}
         files = {
-            str(one.learner): deployment.service_spec(settings, PROJECT, one).command[-1] for one in agents
+            str(one.learner): ground.specification(PROJECT, wanted, one, by_name, results).command[-1]
+            for one in agents
         }
         assert all(Path(file).stat().st_mode & 0o77 == 0 for file in files.values())
         return {name: AgentConfig.read(Path(file)) for name, file in files.items()}

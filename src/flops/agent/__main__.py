@@ -8,22 +8,17 @@ many: that of all of them), 2 the configuration or the machine is unusable, 143 
 (SIGTERM, SIGINT).
 """
 
-import argparse
 import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 
 from flops.agent.crew import Crew
 from flops.core.errors import FlopsError
 from flops.federation import AgentConfig
-from flops.federation.limits import raise_file_limit
-from flops.federation.memory import use_one_arena
-from flops.federation.threads import expect_many_threads
+from flops.federation.program import begin, raise_file_limit
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +26,9 @@ _END_S = 3.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="flops.agent")
-    parser.add_argument("--config", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    use_one_arena()
-    expect_many_threads()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    path = begin("flops.agent", arguments)
     try:
-        config = AgentConfig.read(options.config)
+        config = AgentConfig.read(path)
         raise_file_limit(len(config.learners()))
         crew = Crew(config)
     except FlopsError as error:

@@ -1,5 +1,6 @@
-"""The two applications: the REST API, and the one route where services report."""
+"""The two applications: the REST API, and the routes where services report."""
 
+import asyncio
 import os
 from collections.abc import Callable
 from http import HTTPStatus
@@ -20,6 +21,8 @@ from flops.manager import Manager, parse_report
 
 _MAX_BODY_BYTES = 1 << 20
 _MAX_REPORTS_BYTES = 64 << 20
+_MAX_MODEL_BYTES = 64 << 30
+SHA256_HEADER = "X-FLOps-SHA256"
 
 
 def create_app(manager: Manager, token: str, stop: Callable[[], None]) -> FastAPI:
@@ -56,7 +59,7 @@ def create_app(manager: Manager, token: str, stop: Callable[[], None]) -> FastAP
 
 
 def create_reports_app(manager: Manager) -> FastAPI:
-    """Where services of this machine report; served on a Unix socket in a private folder."""
+    """Where services report: those of this machine on a Unix socket in a private folder, others over TLS."""
     app = FastAPI(title="FLOps reports", version=__version__, openapi_url=None, docs_url=None, redoc_url=None)
     problems.install(app)
 
@@ -67,7 +70,25 @@ def create_reports_app(manager: Manager) -> FastAPI:
         parsed = [parse_report(item.seq, item.time, item.kind, item.data) for item in reports.reports]
         return {"accepted": manager.report(checked, reports.source, parsed)}
 
-    app.add_middleware(LimitedBody, limit_bytes=lambda path: _MAX_REPORTS_BYTES)
+    @app.put(
+        "/internal/v1/projects/{project}/model",
+        status_code=HTTPStatus.CREATED,
+        summary="The trained model, from an aggregator that shares no files with the manager",
+    )
+    async def receive_model(project: str, request: Request) -> dict[str, str]:
+        checked = project_id(project)
+        await asyncio.to_thread(manager.check_reporter, checked, bearer_token(request))
+        sha256 = request.headers.get(SHA256_HEADER, "")
+        with await asyncio.to_thread(manager.receive_model, checked, sha256) as upload:
+            async for part in request.stream():
+                await asyncio.to_thread(upload.write, part)
+            await asyncio.to_thread(upload.commit)
+        return {"sha256": sha256}
+
+    app.add_middleware(
+        LimitedBody,
+        limit_bytes=lambda path: _MAX_MODEL_BYTES if path.endswith("/model") else _MAX_REPORTS_BYTES,
+    )
     return app
 
 

@@ -1,4 +1,4 @@
-"""Serving both applications in one event loop until somebody ends it."""
+"""Serving the applications in one event loop until somebody ends it."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from flops.api.app import create_app, create_reports_app
-from flops.manager import Home, Manager
+from flops.manager import Home, Manager, RemoteReports
 
 log = logging.getLogger(__name__)
 
@@ -26,14 +26,29 @@ class _Server(uvicorn.Server):
         yield
 
 
-def serve(manager: Manager, home: Home, api: socket.socket, reports: socket.socket) -> None:
+def serve(
+    manager: Manager,
+    home: Home,
+    api: socket.socket,
+    reports: socket.socket,
+    remote: RemoteReports | None = None,
+) -> None:
     """Serve until POST /v1/shutdown, SIGTERM or SIGINT; the address file is there while requests are
     answered.
+
+    Args:
+        remote: where services of other machines report, if there are any.
     """
-    asyncio.run(_serve(manager, home, api, reports))
+    asyncio.run(_serve(manager, home, api, reports, remote))
 
 
-async def _serve(manager: Manager, home: Home, api: socket.socket, reports: socket.socket) -> None:
+async def _serve(
+    manager: Manager,
+    home: Home,
+    api: socket.socket,
+    reports: socket.socket,
+    remote: RemoteReports | None,
+) -> None:
     loop = asyncio.get_running_loop()
     servers: list[_Server] = []
 
@@ -49,11 +64,15 @@ async def _serve(manager: Manager, home: Home, api: socket.socket, reports: sock
         _server(create_app(manager, home.token, stop_soon)),
         _server(create_reports_app(manager)),
     ]
+    listeners = [api, reports]
+    if remote is not None:
+        servers.append(_server(create_reports_app(manager), remote))
+        listeners.append(remote.listener)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop)
     running = [
         asyncio.create_task(server.serve(sockets=[listener]))
-        for server, listener in zip(servers, (api, reports), strict=True)
+        for server, listener in zip(servers, listeners, strict=True)
     ]
     # Both sockets listen already: whoever comes from now on is answered, a moment later at worst.
     url = home.announce(api)
@@ -61,10 +80,12 @@ async def _serve(manager: Manager, home: Home, api: socket.socket, reports: sock
     await asyncio.gather(*running)
 
 
-def _server(app: FastAPI) -> _Server:
+def _server(app: FastAPI, remote: RemoteReports | None = None) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
+            ssl_certfile=remote.certificate if remote else None,
+            ssl_keyfile=remote.key if remote else None,
             lifespan="off",
             ws="none",
             log_config=None,

@@ -3,7 +3,6 @@
 import contextlib
 import fcntl
 import json
-import os
 import subprocess
 import sys
 import time
@@ -37,9 +36,7 @@ def settings_here() -> Settings:
     try:
         return Settings.from_environment()
     except ValueError as error:
-        raise InvalidInputError(
-            f"FLOPS_PORT must be a number (is '{os.environ.get('FLOPS_PORT')}')"
-        ) from error
+        raise InvalidInputError(str(error)) from error
 
 
 def find(settings: Settings) -> ManagerClient | None:

@@ -5,6 +5,9 @@ from pathlib import Path
 
 from flops.core.errors import UnavailableError
 
+EXIT_WITHOUT_SPACE = 75
+"""The exit code (EX_TEMPFAIL) of a program that found none: try again later, nothing has failed."""
+
 
 class DiskFullError(UnavailableError):
     """There is no space left: whoever waits for it loses nothing, and goes on once there is."""

@@ -1,4 +1,4 @@
-"""Settings: where FLOps keeps its things, read once from the environment; knows no I/O."""
+"""Settings: where FLOps keeps its things, what it works with; read once from the environment; no I/O."""
 
 import hashlib
 import os
@@ -9,6 +9,8 @@ from pathlib import Path
 
 # sun_path of a Unix socket holds 108 bytes; the longest name below run_dir stays under 60.
 _LONGEST_RUN_DIR = 47
+
+ORCHESTRATORS = ("process", "docker", "swarm")
 
 
 @dataclass(frozen=True)
@@ -23,14 +25,39 @@ class Settings:
     """An MLflow tracking URI; None: SQLite and a folder below ``home``."""
     port: int = 0
     """Port of the manager's REST API on loopback; 0: the last one used, else any free one."""
+    orchestrator: str = "process"
+    """What runs a project's services: one of `ORCHESTRATORS`."""
+    docker_host: str | None = None
+    """Of `docker` and `swarm`: where the engine answers; None: its usual socket."""
+    advertise: str | None = None
+    """Address at which services on other machines reach this one; None: what the orchestrator says."""
+    registry: str | None = None
+    """Image registry, ``HOST[:PORT][/PREFIX]``; None: our own on this machine, where it is installed."""
+    base_image: str | None = None
+    """What images are built on; may hold ``{python}``, such as 3.12. None: Python's image of the public
+    hub, or a base made here."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
+        """Raises: ValueError: a variable cannot be understood."""
         home = environment.get("FLOPS_HOME")
+        orchestrator = environment.get("FLOPS_ORCHESTRATOR") or "process"
+        if orchestrator not in ORCHESTRATORS:
+            raise ValueError(
+                f"FLOPS_ORCHESTRATOR is '{orchestrator[:40]}' - use one of {', '.join(ORCHESTRATORS)}"
+            )
+        port = environment.get("FLOPS_PORT") or "0"
+        if not port.isdecimal():
+            raise ValueError(f"FLOPS_PORT must be a number (is '{port[:40]}')")
         return cls(
             home=Path(home).expanduser().absolute() if home else Path.home() / ".flops",
             tracking_uri=environment.get("FLOPS_TRACKING_URI") or None,
-            port=int(environment.get("FLOPS_PORT") or 0),
+            port=int(port),
+            orchestrator=orchestrator,
+            docker_host=environment.get("DOCKER_HOST") or None,
+            advertise=environment.get("FLOPS_ADVERTISE") or None,
+            registry=environment.get("FLOPS_REGISTRY") or None,
+            base_image=environment.get("FLOPS_BASE_IMAGE") or None,
         )
 
     # files of the manager
@@ -64,6 +91,21 @@ class Settings:
     @property
     def locks_dir(self) -> Path:
         return self.home / "locks"
+
+    @property
+    def images_dir(self) -> Path:
+        """Our images, as an OCI image layout."""
+        return self.home / "images"
+
+    @property
+    def registry_dir(self) -> Path:
+        """What the image registry of our own keeps."""
+        return self.home / "registry"
+
+    @property
+    def authority_dir(self) -> Path:
+        """The key and the certificate that prove who is who among services on other machines."""
+        return self.home / "authority"
 
     @property
     def datasets_dir(self) -> Path:

@@ -7,10 +7,8 @@ Exit codes: 0 the training finished (of a cluster: is over), 1 it failed (the re
 configuration is unusable, 75 there is no space on its disk: it can be started again when there is.
 """
 
-import argparse
 import logging
 import os
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -26,14 +24,12 @@ from flops.federation.config import AggregatorConfig, Link, Member
 from flops.federation.conversation import Conversation, keep_beating
 from flops.federation.flower import claim_process
 from flops.federation.hub import Hub, Server
-from flops.federation.limits import raise_file_limit
-from flops.federation.memory import use_one_arena
 from flops.federation.placement import Placement
+from flops.federation.program import begin, raise_file_limit
 from flops.federation.reports import Reporter
 from flops.federation.roster import slots_of
 from flops.federation.space import lacks_space, needing_space
 from flops.federation.strategies import ASYNCHRONOUS
-from flops.federation.threads import expect_many_threads
 from flops.federation.training import SynchronousTraining
 
 log = logging.getLogger(__name__)
@@ -159,14 +155,9 @@ def _serve(config: AggregatorConfig, hub: Hub, placement: Placement | None) -> S
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="flops.federation.aggregator")
-    parser.add_argument("--config", type=Path, required=True)
-    options = parser.parse_args(arguments)
-    use_one_arena()
-    expect_many_threads()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    path = begin("flops.federation.aggregator", arguments)
     try:
-        config = AggregatorConfig.read(options.config)
+        config = AggregatorConfig.read(path)
         raise_file_limit(len(config.members) + len(config.newcomers))
     except FlopsError as error:
         log.error("%s", error)

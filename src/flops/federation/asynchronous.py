@@ -44,8 +44,6 @@ _GATHER_S = 2.0  # for those who come last, where the first are quick
 _LAST_WORDS_S = 1.0  # for those who still train when the last commit is there
 _REMEMBERED_TASKS = 8  # that a learner was given and that are not waited for any more
 
-_model_numbers = itertools.count(1)
-
 
 @dataclass
 class _Task:
@@ -191,7 +189,7 @@ class AsynchronousTraining:
         return min(self._rounds + 1, self._plan.rounds)
 
     def _global_model(self, version: int, file: ModelFile) -> GlobalModel:
-        model = GlobalModel(next(_model_numbers), version, file.body, self._blocks)
+        model = GlobalModel.of(version, file, self._blocks)
         file.close()
         return model
 
@@ -440,9 +438,7 @@ class AsynchronousTraining:
             self._take_update(update, task)
 
     def _gate(self, task: _Task) -> NormGate | None:
-        if self._plan.max_update_norm is None:
-            return None
-        return NormGate(task.model.body, self._plan.max_update_norm)
+        return NormGate.of(task.model.body, self._plan.max_update_norm)
 
     def _check_staleness(self, task: _Task) -> int:
         """How many versions ago the model was that a learner was given.

@@ -64,11 +64,17 @@ class Member:
 
 @dataclass(frozen=True)
 class ReportTo:
-    """Where an aggregator reports: the manager's Unix socket and the token of the project."""
+    """Where an aggregator reports: the manager's Unix socket, or its URL, and the token of the project."""
 
-    socket: str
     token: str
     url_path: str
+    socket: str | None = None
+    url: str | None = None
+    """Such as ``https://10.0.0.1:40123``, from another machine; without a socket."""
+    ca: str | None = None
+    """File of the authority (PEM) that the manager's certificate must be signed by; with a URL."""
+    upload: bool = False
+    """Send the trained model along: it lies where the manager cannot read it."""
 
 
 @dataclass(frozen=True)

@@ -145,6 +145,8 @@ class Conversation:
         self._reader: Any = None
         self._layout = Layout(())
         self._blocks: tuple[Block, ...] = ()
+        self._update_layout, self._update_digest = Layout(()), ""
+        self._update_blocks: tuple[Block, ...] = ()
         self._model: tuple[int, int] | None = None  # number, file descriptor
         self._connections = 0
         self._pause_s = _FIRST_PAUSE_S
@@ -302,8 +304,8 @@ class Conversation:
             "fit_s": result.fit_s,
             "digest": digest,
         }
-        expected = self._expected(task.layout)
-        if digest != layout_digest(expected):
+        expected = self._update_layout
+        if digest != self._update_digest:
             described = result.layout.to_header()
             header["layout"] = described if len(described) <= 2 * len(expected.tensors) + 1000 else None
             return _Answer(task.key, header)
@@ -313,7 +315,7 @@ class Conversation:
                 header,
                 update_fd=result.update_fd,
                 update_offset=result.offset,
-                blocks=blocks(expected),
+                blocks=self._update_blocks,
             )
         return _Answer(task.key, header, os.pread(result.update_fd, expected.nbytes, result.offset))
 
@@ -396,6 +398,8 @@ class Conversation:
         with self._changed:
             self._writer = writer
             self._layout, self._blocks = layout, blocks(layout)
+            self._update_layout = expected = self._expected(layout)
+            self._update_digest, self._update_blocks = layout_digest(expected), blocks(expected)
             self._asked = None
             if self._failure is not None:
                 self._say(self._failed)

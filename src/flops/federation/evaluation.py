@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from flops.federation.hub import GlobalModel
 from flops.federation.mean import weighted_metrics
+from flops.federation.roster import first_of
 
 
 @dataclass
@@ -46,7 +47,4 @@ class Evaluation:
             f"evaluation{'s' if self.least > 1 else ''}, {len(self.results)} of {len(self.chosen)} "
             "learners returned a usable one"
         )
-        for learner, reason in sorted(self.left_out.items())[:1]:
-            more = f" (and {len(self.left_out) - 1} more)" if len(self.left_out) > 1 else ""
-            text += f"; {learner}: {reason}{more}"
-        return text
+        return text + first_of(self.left_out)

@@ -11,6 +11,7 @@ pyarrow's server: the size of one Flight message before it is parsed.)
 """
 
 import hashlib
+import itertools
 import logging
 import queue
 import threading
@@ -19,14 +20,14 @@ from collections import Counter, deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pyarrow.flight as flight
 
 from flops.federation import wire
 from flops.federation.blocks import Block
 from flops.federation.config import Member, Tls
-from flops.federation.model_file import layout_digest
+from flops.federation.model_file import ModelFile, layout_digest
 from flops.federation.placement import COMMAND, Placement
 from flops.federation.updates import RefusedError, SpooledBody
 from flops_worker.tensors import Layout
@@ -34,6 +35,7 @@ from flops_worker.tensors import Layout
 log = logging.getLogger(__name__)
 
 _AUTH = "flops-auth"
+_numbers = itertools.count(1)
 _ANSWERS = frozenset({"ready", "result", "evaluated", "declined", "failed"})
 _MAX_CALLS = 16
 """Open exchanges of one learner. One counts; others are left over from connections that broke unnoticed."""
@@ -54,6 +56,11 @@ class GlobalModel:
     version: int
     body: memoryview
     blocks: tuple[Block, ...]
+
+    @classmethod
+    def of(cls, version: int, file: ModelFile, blocks: tuple[Block, ...]) -> Self:
+        """The next model of this process; its file may be closed by the caller."""
+        return cls(next(_numbers), version, file.body, blocks)
 
 
 @dataclass(frozen=True)
@@ -218,9 +225,9 @@ class Hub:
             return self._sessions.get(learner)
 
     def ready(self) -> list[str]:
-        """The learners that are connected and have loaded their data, in slot order."""
+        """The learners that are connected and have loaded their data, in no order."""
         with self._lock:
-            return sorted(name for name, session in self._sessions.items() if session.ready)
+            return [name for name, session in self._sessions.items() if session.ready]
 
     def send(self, learner: str, header: dict[str, Any], model: GlobalModel | None = None) -> bool:
         """Queue a message to a learner; False when it is not connected, or has been given this task."""

@@ -8,7 +8,7 @@ announcement costs no bytes.
 import math
 from collections import deque
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -41,6 +41,11 @@ class NormGate:
     def __init__(self, model: memoryview, most: float) -> None:
         """Args: most is the largest L2 norm of the difference between update and model."""
         self._model, self._most = model, most
+
+    @classmethod
+    def of(cls, model: memoryview, most: float | None) -> Self | None:
+        """The gate of a training; None where it has none."""
+        return None if most is None else cls(model, most)
 
     def check(self, body: Body, blocks: tuple[Block, ...]) -> None:
         """Raises RefusedError for an update beyond the gate."""

@@ -123,7 +123,7 @@ class Reporter:
 
     def _post(self, batch: list[dict[str, Any]]) -> int:
         assert self._to is not None
-        connection = _UnixConnection(self._to.socket)
+        connection = _UnixConnection(self._to.socket or "")
         with contextlib.closing(connection):
             connection.request(
                 "POST",

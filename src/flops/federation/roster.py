@@ -143,12 +143,9 @@ class Roster:
             f"round {round_number} of project {self._project} needs {needed} "
             f"{what}{'s' if needed > 1 else ''}, {ready} {'are' if ready != 1 else 'is'} connected{when}"
         )
-        for learner, reason in sorted(self.ended.items())[:1]:
-            more = f" (and {len(self.ended) - 1} more)" if len(self.ended) > 1 else ""
-            return f"{text}; {learner} ended: {reason}{more}"
-        for member, reason in sorted(self.away.items())[:1]:
-            more = f" (and {len(self.away) - 1} more)" if len(self.away) > 1 else ""
-            return f"{text}; {member}: {reason}{more}"
+        why = first_of(self.ended, " ended") or first_of(self.away)
+        if why:
+            return text + why
         return f"{text} - lower training.min_available_learners, or see 'flops logs {self._project}'"
 
     @property
@@ -297,6 +294,15 @@ class Roster:
         self.ended[member] = f"it was ejected: {reason}"
         self._gone_since.pop(member, None)
         self._hub.eject(member, reason)
+
+
+def first_of(reasons: Mapping[str, str], did: str = "") -> str:
+    """The first of several members' reasons, to be added to an error; empty where there are none."""
+    if not reasons:
+        return ""
+    member, reason = min(reasons.items())
+    more = f" (and {len(reasons) - 1} more)" if len(reasons) > 1 else ""
+    return f"; {member}{did}: {reason}{more}"
 
 
 def slots_of(members: Mapping[str, Member]) -> dict[str, int]:

@@ -4,7 +4,6 @@ The same for a root and for a cluster. A round never waits without end and never
 for; what it makes of the same cohort's updates does not depend on the order in which they arrive.
 """
 
-import itertools
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -27,7 +26,7 @@ from flops.federation.intake import MAX_EXAMPLES, NormGate
 from flops.federation.mean import WeightedMean, sum_layout, weighted_metrics
 from flops.federation.model_file import ModelFile, ModelWriter, as_dtype
 from flops.federation.reports import Reporter
-from flops.federation.roster import MANY, Roster
+from flops.federation.roster import MANY, Roster, first_of
 from flops.federation.strategies import NEEDS_LOSS_FIRST, Reduction
 from flops.federation.updates import LateError, RefusedError, Spool, Update
 from flops_worker.tensors import Layout
@@ -40,8 +39,6 @@ _WORTH_TELLING_S = 1.0  # single updates of quicker rounds are no news
 
 _MOST_OF_A_CLUSTER = MAX_EXAMPLES * 10_000  # examples, where nobody knows how many its learners have
 _REMEMBERED_TASKS = 8  # that a member was asked and never answered: late answers to them are no replays
-
-_model_numbers = itertools.count(1)
 
 
 @dataclass
@@ -117,7 +114,7 @@ class Rounds:
 
     def take_over(self, version: int, model: ModelFile) -> None:
         """Make a model the global one; its file may be closed by the caller."""
-        self.model = GlobalModel(next(_model_numbers), version, model.body, self._blocks)
+        self.model = GlobalModel.of(version, model, self._blocks)
 
     @property
     def quorum(self) -> int:
@@ -192,7 +189,7 @@ class Rounds:
             post=self._hub,
             max_examples=self._max_examples,
             take=take,
-            gate=self._norm_gate(),
+            gate=NormGate.of(self.model.body, plan.max_update_norm),
             needs_loss=self.strategy.name in NEEDS_LOSS_FIRST,
         )
         self._reporter.report(EventKind.ROUND_STARTED, round=number, cohort=len(cohort))
@@ -205,11 +202,6 @@ class Rounds:
             raise
         metrics = weighted_metrics([(float(update.num_examples), dict(update.metrics)) for update in updates])
         return Round(number, updates, collection, metrics, slowest_s)
-
-    def _norm_gate(self) -> NormGate | None:
-        if self._plan.max_update_norm is None:
-            return None
-        return NormGate(self.model.body, self._plan.max_update_norm)
 
     def evaluate(self, done: Round, ready: list[str], task: str) -> None:
         """Have a share of the ready members judge the global model; what they say becomes part of the round.
@@ -267,10 +259,6 @@ class Rounds:
             if collection.task not in tasks:
                 tasks.append(collection.task)
 
-    def deadline_s(self) -> float:
-        """How long members have for an answer."""
-        return answer_deadline_s(self._plan, self.slowest_s)
-
     def _collect(
         self,
         phase: str,
@@ -284,7 +272,7 @@ class Rounds:
         out of reach; returns how long the slowest that counts took."""
         for member, config in cohort.items():
             self._ask(phase, number, collection, member, config)
-        limit_s = self.deadline_s()
+        limit_s = answer_deadline_s(self._plan, self.slowest_s)
         start = self._clock.monotonic()
         deadline = start + limit_s
         slowest_s = 0.0
@@ -393,10 +381,7 @@ class Rounds:
             f"{collection.answered} of {len(collection.cohort)} "
             f"{'clusters' if self._clusters else 'learners'} returned a usable one"
         )
-        for member, reason in sorted(collection.left_out.items())[:1]:
-            more = f" (and {len(collection.left_out) - 1} more)" if len(collection.left_out) > 1 else ""
-            text += f"; {member}: {reason}{more}"
-        return text
+        return text + first_of(collection.left_out)
 
     # -- the next model
 

@@ -8,12 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from flops.core.disk import disk_full, is_full
+from flops.core.disk import EXIT_WITHOUT_SPACE, disk_full, is_full
 
 log = logging.getLogger(__name__)
-
-WITHOUT_SPACE = 75
-"""The exit code (EX_TEMPFAIL): try again later, nothing has failed."""
 
 
 def lacks_space(error: BaseException | None) -> bool:
@@ -33,4 +30,4 @@ def needing_space(folder: Path, subject: str) -> Iterator[None]:
             raise
         log.error("%s", disk_full(folder, subject))
         logging.shutdown()
-        os._exit(WITHOUT_SPACE)
+        os._exit(EXIT_WITHOUT_SPACE)

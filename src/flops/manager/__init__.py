@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flops.manager.home import Home, claim_home
+    from flops.manager.home import Home, RemoteReports, claim_home
     from flops.manager.manager import Manager
     from flops.manager.reports import MAX_REPORTS, Report, parse_report
     from flops.manager.states import RESTING, TERMINAL, State
@@ -22,6 +22,7 @@ __all__ = [
     "TERMINAL",
     "Home",
     "Manager",
+    "RemoteReports",
     "Report",
     "State",
     "claim_home",
@@ -30,6 +31,7 @@ __all__ = [
 
 _HOMES = {
     "Home": "home",
+    "RemoteReports": "home",
     "claim_home": "home",
     "Manager": "manager",
     "MAX_REPORTS": "reports",

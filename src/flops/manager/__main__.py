@@ -69,7 +69,7 @@ def _settings(arguments: list[str] | None) -> Settings:
     try:
         settings = Settings.from_environment()
     except ValueError as error:
-        raise InvalidInputError(f"a FLOPS_ variable cannot be read: {error}") from error
+        raise InvalidInputError(str(error)) from error
     if options.home is not None:
         settings = dataclasses.replace(settings, home=options.home.expanduser().absolute())
     if options.port is not None:

@@ -8,7 +8,6 @@ import hmac
 import json
 import os
 import secrets
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,34 +21,35 @@ from flops.federation import (
     DataAccess,
     Link,
     Member,
-    ReportTo,
     VirtualLearner,
 )
+from flops.manager.grounds import AGENT, AGGREGATOR, WORKER, Ground, aggregator_name, config_file
 from flops.manager.paths import ProjectPaths, data_token_file, write_private_json
 from flops.manager.rows import VIRTUAL, Learner, Service
 from flops.manager.topology import Aggregator, aggregators, home_of, places_itself
-from flops.orchestration import ServiceSpec
-
-AGGREGATOR = "aggregator"
-AGENT = "agent"
-_PROGRAMS = {AGGREGATOR: "flops.federation.aggregator", AGENT: "flops.agent"}
 
 
 def learners_of(sites: Sequence[Mapping[str, Any]]) -> list[Learner]:
     """One learner for each chosen site."""
     return [
-        Learner(LearnerId(f"learner-{number}"), number, str(site["site"]))
+        Learner(LearnerId(f"learner-{number}"), number, str(site["site"]), node=str(site.get("node", "")))
         for number, site in enumerate(sites, start=1)
     ]
 
 
 def services_of(
-    project: ProjectId, spec: ProjectSpec, learners: Sequence[Learner], numbers: Mapping[str, int]
+    project: ProjectId,
+    spec: ProjectSpec,
+    learners: Sequence[Learner],
+    numbers: Mapping[str, int],
+    *,
+    workers: bool,
 ) -> list[Service]:
     """The aggregators first, the root before its clusters: members look for them.
 
     Args:
         numbers: of the clusters, by path.
+        workers: whether those that run user code are services of their own, beside their agents.
     """
     return [
         Service(service_name(project, AGGREGATOR), AGGREGATOR, None),
@@ -58,8 +58,9 @@ def services_of(
             for cluster, number in numbers.items()
         ),
         *(
-            Service(service_name(project, AGENT, agent.number), AGENT, agent.name)
+            Service(service_name(project, role, agent.number), role, agent.name)
             for agent in _agents(spec, learners, numbers)
+            for role in ((AGENT, WORKER) if workers else (AGENT,))
         ),
     ]
 
@@ -87,6 +88,7 @@ def report_token_fits(settings: Settings, project: ProjectId, token: str) -> boo
 
 def write_configurations(
     settings: Settings,
+    ground: Ground,
     project: ProjectId,
     spec: ProjectSpec,
     learners: Sequence[Learner],
@@ -114,12 +116,12 @@ def write_configurations(
         for learner in (learners if places_itself(spec) else ())
     }
     for aggregator in aggregators(spec, learners, examples, rounds, numbers):
-        _write_aggregator(settings, project, aggregator, numbers, tokens, newcomers)
+        name = aggregator_name(project, aggregator.number).removeprefix(f"{project}-")
+        file = config_file(settings, project, name)
+        _aggregator_config(ground, project, aggregator, numbers, tokens, newcomers).write(file)
     training = spec.training
     data_token = data_token_file(settings).read_text(encoding="ascii").strip()
-    access = DataAccess(
-        location=f"grpc+unix://{settings.data_socket}", token=data_token, tags=tuple(results["data"]["tags"])
-    )
+    access = DataAccess(location=ground.data(), token=data_token, tags=tuple(results["data"]["tags"]))
     agents = _agents(spec, learners, numbers)
     for agent in agents:
         seats = [
@@ -133,20 +135,19 @@ def write_configurations(
         ]
         config = AgentConfig(
             project=project,
-            aggregator=_location(settings, project, numbers.get(home_of(spec, agent.learners[0]) or "")),
-            python=results["environment"]["python"],
-            code=results["fetch"]["path"],
+            aggregator=ground.location(project, numbers.get(home_of(spec, agent.learners[0]) or "")),
+            tls=ground.members_tls(),
             data=access,
             threads=_threads(spec, len(learners)),
             memory_mb=spec.resources.memory_mb,
-            log=str(paths.logs / f"{agent.name}.log"),
             placed=bool(newcomers),
+            **ground.agent(project, agent.name, results),
         )
         if training.virtual:
             config = replace(config, virtual=tuple(seats), workers=_workers(spec, len(agents)))
         else:
             config = config.of(seats[0])
-        config.write(paths.config / f"{agent.name}.json")
+        config.write(config_file(settings, project, agent.name))
 
 
 @dataclass(frozen=True)
@@ -176,24 +177,29 @@ def _workers(spec: ProjectSpec, agents: int) -> int:
     return max(1, (spec.training.virtual_workers or os.cpu_count() or 1) // agents)
 
 
-def _write_aggregator(
-    settings: Settings,
+def _aggregator_config(
+    ground: Ground,
     project: ProjectId,
     aggregator: Aggregator,
     numbers: Mapping[str, int],
     tokens: Mapping[str, Any],
     newcomers: Mapping[str, Member],
-) -> None:
-    paths = ProjectPaths.of(settings, project)
+) -> AggregatorConfig:
     parent = None
     if aggregator.cluster is not None:
         above = numbers.get(aggregator.parent or "")
-        token = tokens["clusters"][aggregator.cluster]
-        parent = Link(_location(settings, project, above), aggregator.cluster, token, placed=bool(newcomers))
-    addresses = {path: _location(settings, project, number) for path, number in numbers.items()}
-    AggregatorConfig(
+        parent = Link(
+            ground.location(project, above),
+            aggregator.cluster,
+            tokens["clusters"][aggregator.cluster],
+            tls=ground.members_tls(),
+            placed=bool(newcomers),
+        )
+    addresses = {path: ground.location(project, number) for path, number in numbers.items()}
+    quarters = ground.aggregator(project, aggregator.number, tokens["project"])
+    return AggregatorConfig(
         project=project,
-        listen=_location(settings, project, aggregator.number),
+        listen=quarters.listen,
         members={
             name: Member(
                 tokens["learners" if seat.kind == "learner" else "clusters"][name],
@@ -203,47 +209,14 @@ def _write_aggregator(
             )
             for name, seat in aggregator.seats.items()
         },
-        initial_model=str(paths.initial_model),
-        state_dir=str(paths.state if aggregator.number is None else paths.cluster(aggregator.number)),
+        initial_model=quarters.initial_model,
+        state_dir=quarters.state_dir,
         plan=aggregator.plan,
-        report=ReportTo(
-            socket=str(settings.manager_socket),
-            token=tokens["project"],
-            url_path=f"/internal/v1/projects/{project}/reports",
-        ),
+        tls=quarters.tls,
+        report=quarters.report,
         parent=parent,
         newcomers=newcomers if parent is None else {},
         addresses=addresses if newcomers and parent is None else {},
-    ).write(paths.config / f"{_subject(aggregator.number)}.json")
-
-
-def _subject(number: int | None) -> str:
-    return AGGREGATOR if number is None else f"{AGGREGATOR}-{number}"
-
-
-def _location(settings: Settings, project: ProjectId, number: int | None) -> str:
-    """Where an aggregator listens; None: the root."""
-    name = project if number is None else f"{project}-{number}"
-    return f"grpc+unix://{settings.run_dir / name}.sock"
-
-
-def service_spec(settings: Settings, project: ProjectId, service: Service) -> ServiceSpec:
-    """What the orchestrator runs; the same answer each time it is asked for the same service."""
-    paths = ProjectPaths.of(settings, project)
-    subject = service.learner or service.name.removeprefix(f"{project}-")
-    return ServiceSpec(
-        name=service.name,
-        command=(
-            sys.executable,
-            "-P",  # the working directory holds the user's code, which must not be importable here
-            "-m",
-            _PROGRAMS[service.role],
-            "--config",
-            str(paths.config / f"{subject}.json"),
-        ),
-        role=service.role,
-        project=project,
-        directory=paths.folder,
     )
 
 

@@ -4,11 +4,31 @@ import fcntl
 import os
 import socket
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
-from flops.core.errors import ConflictError
+from flops.core.errors import ConflictError, UnavailableError
 from flops.core.settings import Settings
 from flops.manager.paths import read_or_make_token, write_private, write_private_json
+
+
+@dataclass(frozen=True)
+class RemoteReports:
+    """Where services of other machines report: a socket that listens, and the PEM files that it proves itself
+    with.
+    """
+
+    listener: socket.socket
+    certificate: Path
+    key: Path
+
+    @property
+    def url(self) -> str:
+        return remote_url(*self.listener.getsockname()[:2])
+
+
+def remote_url(host: str, port: int) -> str:
+    return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
 
 class Home:
@@ -55,6 +75,43 @@ class Home:
         listener.listen(128)
         return listener
 
+    def listen_for_remote_reports(self, host: str) -> RemoteReports:
+        """The socket where services of other machines report, on the address at which they reach this one;
+        the port is that of last time, where it is free.
+
+        Raises:
+            UnavailableError: this machine cannot listen there.
+        """
+        from flops.manager.authority import Authority  # managers of programs need none of it
+
+        try:
+            family, _, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        except OSError as error:
+            raise _cannot_listen(host, error) from error
+        ports = self.settings.home / "reports.port"
+        try:
+            last = int(ports.read_text())
+        except (OSError, ValueError):
+            last = 0
+        for port in (last, 0):
+            listener = socket.socket(family)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                listener.bind((address[0], port))
+                listener.listen(128)
+            except OSError as error:
+                listener.close()
+                if port == 0:
+                    raise _cannot_listen(host, error) from error
+                continue
+            break
+        write_private(ports, f"{listener.getsockname()[1]}\n")
+        issued = Authority(self.settings.authority_dir).issue("FLOps manager", [host])
+        certificate, key = (self.settings.authority_dir / f"manager.{kind}" for kind in ("pem", "key"))
+        write_private(certificate, issued.certificate)
+        write_private(key, issued.key)
+        return RemoteReports(listener, certificate, key)
+
     def announce(self, listener: socket.socket) -> str:
         """Write the address file: from now on callers find this manager."""
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
@@ -79,6 +136,13 @@ class Home:
             port = int(self._port_file.read_text())
             return port if 1024 <= port < 1 << 16 else 0
         return 0
+
+
+def _cannot_listen(host: str, error: OSError) -> UnavailableError:
+    return UnavailableError(
+        f"the manager cannot listen on {host}, where services would report ({error.strerror}) - set "
+        "FLOPS_ADVERTISE to an address of this machine that they reach"
+    )
 
 
 def claim_home(settings: Settings) -> Home:

@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from typing import Any
 
 from flops.core.clock import Clock
-from flops.core.errors import NotFoundError
 from flops.core.events import EventKind
 from flops.core.ids import ProjectId, ServiceName
 from flops.core.settings import Settings
 from flops.core.spec import ProjectSpec, spec_from_mapping
 from flops.manager import deployment
 from flops.manager.cancellation import Cancellation, Places
+from flops.manager.grounds import AGGREGATOR, Ground
 from flops.manager.packaging import Packaging, parameters_of
-from flops.manager.rows import Project
-from flops.manager.states import CLUSTERS, Observation, State, preparing_steps
+from flops.manager.rows import Project, Service
+from flops.manager.states import CLUSTERS, IMAGES, Observation, State, preparing_steps
 from flops.manager.step_process import StepRunner
 from flops.manager.store import Store
 from flops.manager.supervision import Action, Verdict, judge
 from flops.manager.tracker import Tracker
-from flops.orchestration import Orchestrator
+from flops.orchestration import Orchestrator, ServiceSpec
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +46,8 @@ class Surroundings:
     step_runner: Callable[[ProjectId], StepRunner]
     places: Places
     """Projects that prepare at the same time."""
+    ground: Ground
+    """Where its services run."""
     support: Callable[[], None]
     """Sees to it that the data server and the recorder run."""
 
@@ -109,7 +111,7 @@ class Lifecycle:
                 return self._observe(Observation(services_gone=True), "stopped on request")
             case State.PAUSING:
                 # Aggregators first: none may take the end of its learners for a failure.
-                self._stop_services(deployment.AGGREGATOR)
+                self._stop_services(AGGREGATOR)
                 self._stop_services()
                 return self._observe(Observation(services_gone=True), "paused on request")
             case State.PAUSED:
@@ -134,13 +136,14 @@ class Lifecycle:
 
     def _prepare(self, project: Project) -> bool:
         results = self._store.steps(project.id)
-        steps = preparing_steps(project.spec["training"]["mode"])
+        images = self._all.orchestrator.runs_images
+        steps = preparing_steps(project.spec["training"]["mode"], images=images)
         step = next((step for step in steps if step not in results), None)
         if step is None:
             self._close_steps()
             return self._observe(Observation(prepared=True))
         with self._all.places.take(self._cancellation):
-            if step in ("data", CLUSTERS):
+            if step in ("data", CLUSTERS, IMAGES):
                 self._all.support()
             self._store.start_step(project.id, step)
             result = self._run(step, results)
@@ -183,10 +186,14 @@ class Lifecycle:
         learners = self._store.learners(project.id)
         numbers = {cluster.cluster: cluster.number for cluster in self._store.clusters(project.id)}
         spec = self._spec()
-        self._store.want_services(project.id, deployment.services_of(project.id, spec, learners, numbers))
+        workers = self._all.orchestrator.runs_images
+        self._store.want_services(
+            project.id, deployment.services_of(project.id, spec, learners, numbers, workers=workers)
+        )
         results = self._store.steps(project.id)
         deployment.write_configurations(
             self._all.settings,
+            self._all.ground,
             project.id,
             spec,
             learners,
@@ -202,10 +209,14 @@ class Lifecycle:
         for service in wanted:
             self._cancellation.check()
             if service.name not in live:
-                self._all.orchestrator.deploy(
-                    deployment.service_spec(self._all.settings, project.id, service)
-                )
+                self._all.orchestrator.deploy(self._specification(service))
         return self._observe(Observation(deployed=True))
+
+    def _specification(self, service: Service) -> ServiceSpec:
+        learners = {str(learner.learner): learner for learner in self._store.learners(self._project)}
+        return self._all.ground.specification(
+            self._project, self._spec(), service, learners, self._store.steps(self._project)
+        )
 
     def _train(self, project: Project) -> bool:
         self._packaging.prepare_environment(self._request(project))
@@ -244,7 +255,7 @@ class Lifecycle:
             self._store.count_restart(project.id, name, action.reason)
         else:
             self._restart_at[name] = now + action.pause_s
-        self._all.orchestrator.deploy(deployment.service_spec(self._all.settings, project.id, action.service))
+        self._all.orchestrator.deploy(self._specification(action.service))
 
     def _last_line(self, name: Any) -> str:
         lines = [line.strip() for line in self._all.orchestrator.logs(name, 4096).splitlines()]
@@ -305,12 +316,3 @@ class Lifecycle:
         ]
         if live:
             self._all.orchestrator.stop_many(live, STOP_GRACE_S)
-
-
-def remove_services(orchestrator: Orchestrator, project: ProjectId) -> None:
-    """Forget a project's services, their logs included."""
-    for status in orchestrator.list(project):
-        try:
-            orchestrator.remove(status.name)
-        except NotFoundError:
-            log.info("service %s was gone already", status.name)

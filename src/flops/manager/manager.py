@@ -31,7 +31,8 @@ from flops.manager import choosing, deployment, packaging
 from flops.manager.broadcast import Broadcast
 from flops.manager.cancellation import Cancellation, Places
 from flops.manager.database import open_database
-from flops.manager.lifecycle import Surroundings, remove_services
+from flops.manager.grounds import ProgramGround
+from flops.manager.lifecycle import Surroundings
 from flops.manager.paths import ProjectPaths
 from flops.manager.reconciler import SOON_S, Reconciler
 from flops.manager.reports import Report
@@ -40,6 +41,7 @@ from flops.manager.step_process import StepProcess, StepRunner
 from flops.manager.store import Store
 from flops.manager.support import Support
 from flops.manager.tracker import Tracker
+from flops.manager.uploads import Upload
 from flops.manager.views import model_view, project_view
 from flops.orchestration import Orchestrator, ProcessOrchestrator
 from flops.tracking import Spool
@@ -90,6 +92,7 @@ class Manager:
                 clock=self._clock,
                 step_runner=step_runner or self._step_process,
                 places=Places(PREPARING_AT_ONCE),
+                ground=ProgramGround(settings),
                 support=self._support.ensure,
             )
         )
@@ -261,7 +264,7 @@ class Manager:
         if (spec.get("data") or {}).get("mock") and "fetch" in self._store.steps(project):
             self._call_data("data-drop", {"tag": choosing.mock_tag(project)})
         self._store.delete_project(project)
-        remove_services(self._orchestrator, project)
+        self._orchestrator.remove_project(project)
         self._tracker.remove(project)
         shutil.rmtree(ProjectPaths.of(self.settings, project).folder, ignore_errors=True)
 
@@ -315,6 +318,14 @@ class Manager:
         kinds = {report.kind for report in reports}
         self._reconciler.wake(project, 0.0 if kinds & _ENDING else SOON_S)
         return accepted
+
+    def receive_model(self, project: ProjectId, sha256: str) -> Upload:
+        """Where the trained model of a project is written to, part by part.
+
+        Raises:
+            InvalidInputError: that is no SHA-256.
+        """
+        return Upload(ProjectPaths.of(self.settings, project).uploads, sha256)
 
     # data
 

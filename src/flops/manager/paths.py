@@ -45,6 +45,11 @@ class ProjectPaths:
         return self.folder / "clusters" / str(number)
 
     @property
+    def uploads(self) -> Path:
+        """Trained models from aggregators that share no files with the manager."""
+        return self.folder / "uploads"
+
+    @property
     def logs(self) -> Path:
         return self.folder / "logs"
 

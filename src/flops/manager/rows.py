@@ -66,6 +66,8 @@ class Learner:
     state: str = "waiting"
     reason: str | None = None
     cluster: str | None = None
+    node: str = ""
+    """The one that holds the site's data; empty: this machine."""
 
 
 @dataclass(frozen=True)

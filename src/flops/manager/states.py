@@ -40,14 +40,26 @@ ENDING = frozenset({State.STOPPING, State.PAUSING})
 PREPARING_STEPS = ("fetch", "check-contract", "lock", "environment", "initial-model", "data")
 CLUSTERS = "clusters"
 """The last step of preparing a hierarchy."""
+IMAGES = "images"
+"""Where services are images: after the initial model, which is put into one of them."""
 EXPORT_ENVIRONMENT = "export-environment"
 EXPORT = "export"
 REGISTER = "register"
 
 
-def preparing_steps(mode: str) -> tuple[str, ...]:
-    """What a project of this training mode has to go through before it is deployed, in order."""
-    return (*PREPARING_STEPS, CLUSTERS) if mode == "hierarchical" else PREPARING_STEPS
+def preparing_steps(mode: str, *, images: bool = False) -> tuple[str, ...]:
+    """What a project of this training mode has to go through before it is deployed, in order.
+
+    Args:
+        images: its services are images.
+    """
+    before, data = PREPARING_STEPS[:-1], PREPARING_STEPS[-1:]
+    return (
+        *before,
+        *((IMAGES,) if images else ()),
+        *data,
+        *((CLUSTERS,) if mode == "hierarchical" else ()),
+    )
 
 
 @dataclass(frozen=True)

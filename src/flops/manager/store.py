@@ -323,7 +323,15 @@ class Store:
         query = sa.select(table).where(table.c.project == project).order_by(table.c.number)
         with reading(self._engine) as connection:
             return [
-                Learner(LearnerId(row.learner), row.number, row.site, row.state, row.reason, row.cluster)
+                Learner(
+                    LearnerId(row.learner),
+                    row.number,
+                    row.site,
+                    row.state,
+                    row.reason,
+                    row.cluster,
+                    row.node,
+                )
                 for row in connection.execute(query)
             ]
 

@@ -10,7 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
+from flops.core.disk import EXIT_WITHOUT_SPACE
 from flops.core.ids import ProjectId, ServiceName
+from flops.manager.grounds import WORKER
 from flops.manager.rows import Service
 from flops.orchestration import ServiceStatus
 
@@ -18,8 +20,6 @@ MAX_RESTARTS = 3
 """Without progress, of a service that ends by itself."""
 MAX_RESTARTS_OF_KILLED = 20
 """Without progress, of one that is killed, or vanishes."""
-DISK_FULL = 75
-"""The exit code (EX_TEMPFAIL) of a service that found no space on its disk."""
 
 _AT_ONCE = 3
 _LONGEST_PAUSE_S = 30.0
@@ -63,13 +63,15 @@ def judge(
     """
     over: list[str] = []
     clusters_over: list[str] = []
-    agents = [service for service in services if service.learner is not None]
+    agents = [service for service in services if service.learner is not None and service.role != WORKER]
     clusters = [service for service in services if service.cluster is not None]
     for service in services:
         status = statuses.get(service.name)
         if status is not None and status.live:
             continue
         lost = clusters_over if service.cluster is not None else over
+        if service.role == WORKER:
+            lost = []  # its agent says what that means
         is_root = service.learner is None and service.cluster is None
         if service.over is not None:
             lost.append(service.over)
@@ -78,13 +80,13 @@ def judge(
             continue  # the aggregator told it that training is over; its own word on that is on the way
         why = _end(service, status, last_line)
         code = None if status is None else status.exit_code
-        if code == DISK_FULL:
+        if code == EXIT_WITHOUT_SPACE:
             yield Action(service, Verdict.WAIT, why, _pause_s(service.restarts + _AT_ONCE + 2))
             continue
         outside = code is None or code in _TOLD_TO_END
         budget = MAX_RESTARTS_OF_KILLED if outside else MAX_RESTARTS
         by_itself = code is not None and code >= 0 and not outside
-        if service.learner is not None and by_itself:
+        if service.learner is not None and by_itself and service.role != WORKER:
             over.append(why)
             yield Action(service, Verdict.OVER, why)
         elif service.restarts < budget:
@@ -127,6 +129,8 @@ def _pause_s(number: int) -> float:
 
 def _end(service: Service, status: ServiceStatus | None, last_line: Callable[[ServiceName], str]) -> str:
     who = service.learner or f"the {service.role}"
+    if service.role == WORKER:
+        who = f"the worker of {service.learner}"
     if service.cluster is not None:
         who += f" of cluster {service.cluster}"
     if status is None:

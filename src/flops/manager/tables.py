@@ -103,6 +103,8 @@ learners = Table(
     Column("cluster", String(255)),
     Column("state", String(16), nullable=False),
     Column("reason", Text),
+    # The one that holds the site's data; empty: this machine.
+    Column("node", String(200), nullable=False, server_default=""),
 )
 
 # Of a hierarchy, those that lie in others too: "europe/north" in "europe".
@@ -143,6 +145,20 @@ report_sources = Table(
     _project(),
     Column("source", String(255), primary_key=True),
     Column("last_seq", Integer, nullable=False),
+)
+
+# A served model version; it outlives neither its project nor its model.
+deployments = Table(
+    "deployments",
+    metadata,
+    _project(),
+    Column("model", String(200), nullable=False),
+    Column("version", Integer, nullable=False),
+    # How it is loaded: "mlflow" or "onnx", and why not the other.
+    Column("kind", String(16), nullable=False),
+    Column("image", Text),
+    Column("created", Float, nullable=False),
+    Column("stopped", Boolean, nullable=False),
 )
 
 # No foreign key: a registered model is the user's and outlives its project.

@@ -15,18 +15,25 @@ Promises of every adapter:
 from flops.orchestration.fake import FakeOrchestrator
 from flops.orchestration.port import (
     LIVE_STATES,
+    SECRETS,
+    USER_ID,
+    File,
     Node,
     Orchestrator,
     ServiceSpec,
     ServiceState,
     ServiceStatus,
     Subscription,
+    Volume,
 )
 from flops.orchestration.process import ProcessOrchestrator
 
 __all__ = [
     "LIVE_STATES",
+    "SECRETS",
+    "USER_ID",
     "FakeOrchestrator",
+    "File",
     "Node",
     "Orchestrator",
     "ProcessOrchestrator",
@@ -34,4 +41,5 @@ __all__ = [
     "ServiceState",
     "ServiceStatus",
     "Subscription",
+    "Volume",
 ]

@@ -17,6 +17,7 @@ from flops.core.ids import ServiceName
 from flops.orchestration.ending import judge, restarted_after
 from flops.orchestration.port import (
     LIVE_STATES,
+    LOOPBACK,
     Node,
     ServiceSpec,
     ServiceState,
@@ -24,6 +25,7 @@ from flops.orchestration.port import (
     Statuses,
     Subscription,
     Watcher,
+    loopback_address,
     unknown_service,
 )
 from flops.orchestration.watchers import Watchers
@@ -44,9 +46,17 @@ class FakeOrchestrator:
     Args:
         nodes: what `nodes` answers.
         clock: stamps `started_at`.
+        runs_images: what `runs_images` answers.
     """
 
-    def __init__(self, nodes: Sequence[Node] = (_NODE,), clock: Clock | None = None) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[Node] = (_NODE,),
+        clock: Clock | None = None,
+        *,
+        runs_images: bool = False,
+    ) -> None:
+        self._runs_images = runs_images
         self._nodes = tuple(nodes)
         self._clock = clock or ManualClock()
         self._lock = threading.RLock()
@@ -89,6 +99,17 @@ class FakeOrchestrator:
             return self._get(name).spec
 
     # the port
+    @property
+    def runs_images(self) -> bool:
+        return self._runs_images
+
+    @property
+    def host(self) -> str:
+        return LOOPBACK
+
+    def address(self, spec: ServiceSpec) -> str:
+        return loopback_address(spec)
+
     def deploy(self, spec: ServiceSpec) -> None:
         with self._lock:
             existing = self._services.get(spec.name)
@@ -103,7 +124,12 @@ class FakeOrchestrator:
                     f"service {spec.name} cannot start '{spec.command[0]}': {reason} - check its command"
                 )
             log = existing.log if existing is not None else ""
-            status = ServiceStatus(spec.name, "pending", None, "", 0, None, None, spec.role, spec.project)
+            node = spec.node or self._nodes[0].name
+            status = ServiceStatus(
+                *(spec.name, "pending", None, "", 0, None, None, spec.role, spec.project),
+                node=node,
+                endpoint=loopback_address(spec) if spec.publish else None,
+            )
             service = self._services[spec.name] = _Service(spec, status, log)
             self._start(service, restarts=0)
         self._deliver()
@@ -138,6 +164,10 @@ class FakeOrchestrator:
         if len(tail) < len(text):
             tail = tail.partition(b"\n")[2]
         return tail.decode(errors="replace")
+
+    def remove_project(self, project: str) -> None:
+        for status in self.list(project):
+            self.remove(status.name)
 
     def nodes(self) -> Sequence[Node]:
         return self._nodes

@@ -17,7 +17,64 @@ lost: gone, and nobody knows how it ended."""
 LIVE_STATES: frozenset[ServiceState] = frozenset({"pending", "running"})
 """States in which a service is running or will be."""
 
+SECRETS = "/run/secrets"
+"""The folder in which a service that runs an image finds its files."""
+
+MAX_FILE_BYTES = 500_000
+"""Of one file that travels with a service; what is larger belongs into its image."""
+
+USER_ID = 10_001
+"""User and group of everything that runs in an image of ours."""
+
+LOOPBACK = "127.0.0.1"
+
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,58}[a-z0-9])?")
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
+
+@dataclass(frozen=True)
+class File:
+    """A private file that travels with a service that runs an image: in neither its image, nor its
+    environment, nor its command line. Only the service can read it.
+    """
+
+    name: str
+    content: bytes = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not _FILE.fullmatch(self.name):
+            raise InvalidInputError(
+                f"'{self.name[:70]}' cannot name a file - use letters, digits, '.' and '-'"
+            )
+        if len(self.content) > MAX_FILE_BYTES:
+            raise InvalidInputError(
+                f"file {self.name} has {len(self.content)} bytes, {MAX_FILE_BYTES} can travel - "
+                "put it into the image"
+            )
+
+    @property
+    def path(self) -> str:
+        """Where the service finds it."""
+        return f"{SECRETS}/{self.name}"
+
+
+@dataclass(frozen=True)
+class Volume:
+    """Storage of a node that outlives services, and that services of the node share by its name.
+
+    A fresh one belongs to the user of the image (`USER_ID`).
+    """
+
+    name: str
+    path: str
+    """Where the service finds it; an absolute path."""
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name) or not self.path.startswith("/") or ".." in self.path.split("/"):
+            raise InvalidInputError(
+                f"volume '{self.name[:70]}' at '{self.path[:70]}' is not possible - use 60 of a-z, 0-9 "
+                "and '-', and an absolute path"
+            )
 
 
 @dataclass(frozen=True)
@@ -32,7 +89,14 @@ class ServiceSpec:
         adapters keep it private. directory: working directory; None: the platform's choice. restart:
         ``on-failure`` tries again, with growing pauses, after an end that was neither code 0 nor
             asked for.
-        max_restarts: how many more attempts after the first.
+        max_restarts: how many more attempts after the first. image: reference of the image to run, by
+        digest; it runs as `USER_ID` without any capability, on a root that it cannot write to, with a small
+        ``/tmp`` of its own. None: a program of this machine. Only with an image: files, volumes; memory_mb,
+        in units of 10^6 bytes: more of it and the service is killed; cpus: how many processors it may keep
+        busy; node: the name of the one that it has to run on, None: any; network: ``none``: nothing but
+        loopback; ``project``: it reaches the services of its project, and whatever the node does; port: TCP
+        port on which it listens for other services; publish: it is also reached from outside the project
+        (`ServiceStatus.endpoint`).
     Raises:
         InvalidInputError: the spec cannot be deployed anywhere.
     """
@@ -45,6 +109,15 @@ class ServiceSpec:
     directory: Path | None = None
     restart: Literal["never", "on-failure"] = "never"
     max_restarts: int = 3
+    image: str | None = None
+    files: tuple[File, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+    memory_mb: int | None = None
+    cpus: float | None = None
+    node: str | None = None
+    network: Literal["none", "project"] = "project"
+    port: int | None = None
+    publish: bool = False
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
@@ -56,6 +129,14 @@ class ServiceSpec:
         if self.max_restarts < 0:
             raise InvalidInputError(
                 f"service {self.name} has max_restarts {self.max_restarts} - use 0 or more"
+            )
+        if self.port is not None and not 1 <= self.port <= 65535:
+            raise InvalidInputError(f"service {self.name} cannot listen on port {self.port} - use 1 to 65535")
+        if self.publish and self.port is None:
+            raise InvalidInputError(f"service {self.name} is published and has no port - give it one")
+        if self.image is None and (self.files or self.volumes or self.node or self.memory_mb or self.cpus):
+            raise InvalidInputError(
+                f"service {self.name} has no image; files, volumes, a node and limits need one"
             )
         words = [*self.command, *self.environment, *self.environment.values()]
         if any("\0" in word for word in words) or any(not key or "=" in key for key in self.environment):
@@ -74,7 +155,8 @@ class ServiceStatus:
         ended. reason: why it is in this state, in a few words; empty where there is nothing to say.
         restarts: attempts after the first, so far. started_at: of the present or last attempt, seconds
         since 1970 UTC; None before the first. pid: of the service's own process while it runs on this
-        machine, else None.
+        machine, else None. node: the name of the one that it runs, or ran, on; empty before. endpoint:
+        ``host:port`` at which a published one is reached from this machine while it runs, else None.
     """
 
     name: ServiceName
@@ -86,6 +168,8 @@ class ServiceStatus:
     pid: int | None
     role: str
     project: str
+    node: str = ""
+    endpoint: str | None = None
 
     @property
     def live(self) -> bool:
@@ -97,7 +181,8 @@ class Node:
     """A machine that runs services.
 
     Args:
-        platform: such as ``linux/amd64``.
+        address: host name or address at which services of other nodes reach it. ready: it takes services
+        now. platform: such as ``linux/amd64``.
         cpus: that services may use.
         memory_mb: of the machine, in units of 10^6 bytes.
     """
@@ -107,6 +192,8 @@ class Node:
     cpus: int
     memory_mb: int
     labels: Mapping[str, str] = field(default_factory=dict)
+    address: str = "127.0.0.1"
+    ready: bool = True
 
 
 Watcher = Callable[[ServiceStatus], None]
@@ -126,6 +213,26 @@ class Orchestrator(Protocol):
 
     All methods may be called from any thread, but `stop`, `stop_many` and `remove` not by a watcher.
     """
+
+    @property
+    def runs_images(self) -> bool:
+        """Whether services are images, on machines that do not share files with this one; else programs of
+        this machine."""
+        ...
+
+    @property
+    def host(self) -> str:
+        """The address at which services reach this machine."""
+        ...
+
+    def address(self, spec: ServiceSpec) -> str:
+        """``host:port`` at which other services of its project reach a service that has a port; known before
+        it is deployed.
+
+        Raises:
+            InvalidInputError: it has no port, or this orchestrator has to know its node.
+        """
+        ...
 
     def deploy(self, spec: ServiceSpec) -> None:
         """Run a service; return once it was started (not: once it is ready).
@@ -158,7 +265,7 @@ class Orchestrator(Protocol):
         ...
 
     def remove(self, name: ServiceName) -> None:
-        """Stop a service and forget it, its logs included.
+        """Stop a service and forget it, its logs and files included; its volumes stay.
 
         Raises:
             NotFoundError: no service has this name.
@@ -184,6 +291,12 @@ class Orchestrator(Protocol):
         """
         ...
 
+    def remove_project(self, project: str) -> None:
+        """Forget a project: its services, the volumes that carry its name in front (``PROJECT-...``), and
+        whatever else the orchestrator keeps for it. No effect where there is nothing.
+        """
+        ...
+
     def nodes(self) -> Sequence[Node]:
         """The machines services are placed on."""
         ...
@@ -196,3 +309,10 @@ class Orchestrator(Protocol):
 def unknown_service(name: str) -> NotFoundError:
     """The error for a name nobody deployed."""
     return NotFoundError(f"no service is called '{name[:70]}' - see 'flops show' for the names")
+
+
+def loopback_address(spec: ServiceSpec) -> str:
+    """`Orchestrator.address` where all services are on this machine."""
+    if spec.port is None:
+        raise InvalidInputError(f"service {spec.name} listens on no port - give it one")
+    return f"{LOOPBACK}:{spec.port}"

@@ -20,23 +20,33 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from flops.core.clock import Clock, SystemClock
 from flops.core.disk import DiskFullError, disk_full, is_full
-from flops.core.errors import ConflictError, FailedError, FlopsError, UnavailableError
+from flops.core.errors import (
+    ConflictError,
+    FailedError,
+    FlopsError,
+    InvalidInputError,
+    NotFoundError,
+    UnavailableError,
+)
 from flops.core.ids import ServiceName
 from flops.orchestration import linux, logfile
 from flops.orchestration.ending import SETTLED_S, judge, restarted_after
 from flops.orchestration.exits import ExitWatch
 from flops.orchestration.port import (
+    LOOPBACK,
     Node,
     ServiceSpec,
     ServiceStatus,
     Statuses,
     Subscription,
     Watcher,
+    loopback_address,
     unknown_service,
 )
 from flops.orchestration.records import Record, Records
@@ -102,7 +112,22 @@ class ProcessOrchestrator:
         self._exits.start()
 
     # the port
+    @property
+    def runs_images(self) -> bool:
+        return False
+
+    @property
+    def host(self) -> str:
+        return LOOPBACK
+
+    def address(self, spec: ServiceSpec) -> str:
+        return loopback_address(spec)
+
     def deploy(self, spec: ServiceSpec) -> None:
+        if spec.image is not None:
+            raise InvalidInputError(
+                f"service {spec.name} is an image, and this orchestrator runs programs - choose another"
+            )
         with self._changed:
             before = self._services.get(spec.name)
             if before is not None and before.record.live:
@@ -172,6 +197,11 @@ class ProcessOrchestrator:
         with self._changed:
             self._get(name)
         return logfile.read_tail(self._log_path(name), tail_bytes)
+
+    def remove_project(self, project: str) -> None:
+        for status in self.list(project):
+            with suppress(NotFoundError):
+                self.remove(status.name)
 
     def nodes(self) -> Sequence[Node]:
         machine = platform.machine()

@@ -6,6 +6,7 @@ machine, which ends all services anyway (a file torn by a power cut is set aside
 
 import json
 import os
+import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from typing import Any
 from flops.core.errors import FlopsError
 from flops.core.ids import ServiceName
 from flops.orchestration.linux import Identity
-from flops.orchestration.port import LIVE_STATES, ServiceSpec, ServiceState, ServiceStatus
+from flops.orchestration.port import (
+    LIVE_STATES,
+    ServiceSpec,
+    ServiceState,
+    ServiceStatus,
+    loopback_address,
+)
 
 _FORMAT = 1
 
@@ -52,6 +59,8 @@ class Record:
             pid=self.process.pid if self.process is not None and self.state == "running" else None,
             role=self.spec.role,
             project=self.spec.project,
+            node=platform.node(),
+            endpoint=loopback_address(self.spec) if self.spec.publish and self.live else None,
         )
 
     def to_json(self) -> dict[str, Any]:
@@ -67,6 +76,8 @@ class Record:
                 "directory": None if spec.directory is None else str(spec.directory),
                 "restart": spec.restart,
                 "max_restarts": spec.max_restarts,
+                "port": spec.port,
+                "publish": spec.publish,
             },
             "state": self.state,
             "exit_code": self.exit_code,

@@ -82,8 +82,10 @@ class Git:
         """Run git to its end, whatever its exit status.
 
         Raises:
-            FailedError: git is not installed, takes too long, or was cancelled.
+            FailedError: git is not installed, or was cancelled.
+            UnavailableError: it takes too long.
         """
+        self._look_at_clock()  # a short command may end before it is looked at
         where = [] if folder is None else ["-C", str(folder)]
         try:
             process = subprocess.Popen(

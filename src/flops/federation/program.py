@@ -1,0 +1,76 @@
+"""The programs of the federation: how they begin, and what they need of the interpreter, the C library's heap
+and the operating system.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import logging
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from flops.core.errors import UnavailableError
+
+_M_ARENA_MAX = -8
+_SWITCH_S = 0.1
+_FILES_EACH = 5
+"""Open files of one learner: in the agent or in its worker its models, update and data, in the aggregator its
+connection and spool file."""
+_FILES_BESIDE = 256
+
+
+def begin(name: str, arguments: Sequence[str] | None) -> Path:
+    """What every program does first; returns the path of its configuration.
+
+    Args:
+        arguments: None: those of the command line.
+    """
+    parser = argparse.ArgumentParser(prog=name)
+    parser.add_argument("--config", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    use_one_arena()
+    expect_many_threads()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    path: Path = options.config
+    return path
+
+
+def raise_file_limit(learners: int) -> None:
+    """Allow this process, and those it starts, the open files that its learners need.
+
+    Raises:
+        UnavailableError: the system does not allow as many.
+    """
+    needed = learners * _FILES_EACH + _FILES_BESIDE
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise UnavailableError(
+            f"{learners} learners in one process need {needed} open files, the system allows {hard}"
+            " - raise its limit (ulimit -Hn), or train with fewer learners"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def use_one_arena() -> None:
+    """Keep glibc from giving every thread a heap of its own; call it before threads are started.
+
+    The transport frees in one thread what another allocated, so with many arenas freed buffers pile up:
+    with 10 learners x 100 MB over TLS an aggregator peaked at 844 MB, and at 563 MB with one arena, no
+    slower.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to do
+        ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
+
+
+def expect_many_threads() -> None:
+    """Let threads that wait for the interpreter sleep until it is given to them.
+
+    Each of them would wake every 5 ms to ask for it; with a thousand members that is what the processor does.
+    Nobody here computes for long, and whoever waits for the network lets others in: each of 1,000 virtual
+    learners costs the aggregator 2.0 ms of processor time a round instead of 3.2, and their agent as much.
+    """
+    sys.setswitchinterval(_SWITCH_S)

@@ -1,0 +1,127 @@
+"""The manager's own certificate authority: services of other machines know each other by what it signs.
+
+Its key never leaves the folder. Certificates name the addresses of one service; its clients trust nothing but
+this authority, so neither the system's certificates nor a name service have a say.
+"""
+
+import datetime
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from flops.manager.paths import write_private
+
+_YEARS_OF_AUTHORITY = 10
+_DAYS_OF_SERVICE = 365
+_BACKDATED = datetime.timedelta(hours=1)
+"""Clocks of machines differ."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """PEM texts of a service's certificate and its private key."""
+
+    certificate: str
+    key: str
+
+
+class Authority:
+    """Signs certificates; the first one on a folder makes the authority's own. Safe from any thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._key_file = folder / "ca.key"
+        self.certificate_file = folder / "ca.pem"
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if not self.certificate_file.exists():  # the key is written first, and again where that was cut off
+            self._make()
+        self.certificate = self.certificate_file.read_text(encoding="ascii")
+        self._authority = x509.load_pem_x509_certificate(self.certificate.encode())
+        key = serialization.load_pem_private_key(self._key_file.read_bytes(), password=None)
+        assert isinstance(key, ec.EllipticCurvePrivateKey)
+        self._key = key
+
+    def issue(self, service: str, addresses: Sequence[str]) -> Certificate:
+        """A certificate for a server that is reached at these host names and addresses."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        names = x509.SubjectAlternativeName([_general_name(address) for address in addresses])
+        certificate = (
+            _begin(_name(service), self._authority.subject, key, days=_DAYS_OF_SERVICE)
+            .add_extension(names, critical=False)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
+            )
+            .sign(self._key, hashes.SHA256())
+        )
+        return Certificate(_pem(certificate), _key_pem(key))
+
+    def _make(self) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        name = _name("FLOps manager")
+        certificate = (
+            _begin(name, name, key, days=365 * _YEARS_OF_AUTHORITY)
+            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+            .add_extension(
+                x509.KeyUsage(
+                    digital_signature=False,
+                    content_commitment=False,
+                    key_encipherment=False,
+                    data_encipherment=False,
+                    key_agreement=False,
+                    key_cert_sign=True,
+                    crl_sign=True,
+                    encipher_only=False,
+                    decipher_only=False,
+                ),
+                critical=True,
+            )
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .sign(key, hashes.SHA256())
+        )
+        write_private(self._key_file, _key_pem(key))
+        write_private(self.certificate_file, _pem(certificate))
+
+
+def _begin(
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: int
+) -> x509.CertificateBuilder:
+    now = datetime.datetime.now(datetime.UTC)
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - _BACKDATED)
+        .not_valid_after(now + datetime.timedelta(days=days))
+    )
+
+
+def _name(text: str) -> x509.Name:
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _general_name(address: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(address))
+    except ValueError:
+        return x509.DNSName(address)
+
+
+def _pem(certificate: x509.Certificate) -> str:
+    return certificate.public_bytes(serialization.Encoding.PEM).decode("ascii")
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> str:
+    return key.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    ).decode("ascii")

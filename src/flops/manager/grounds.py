@@ -1,0 +1,334 @@
+"""The grounds that a project's services run on: where each finds its files, and where it finds the others.
+
+Programs of this machine share its files and meet at Unix sockets. Images run on machines of their own: their
+code and models are in the image, their configuration travels with them, they meet over TLS under this
+manager's own authority, and what one learner's agent and its worker, or the agents and the data server of a
+node, have in common is a volume.
+"""
+
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from flops.core.errors import UnavailableError
+from flops.core.ids import LearnerId, ProjectId, ServiceName
+from flops.core.settings import Settings
+from flops.core.spec import ProjectSpec
+from flops.federation import ReportTo
+from flops.federation.config import Tls
+from flops.manager.paths import ProjectPaths, write_private
+from flops.manager.ports import Ports
+from flops.manager.rows import Learner, Service
+from flops.orchestration import SECRETS, File, Node, Orchestrator, ServiceSpec, Volume
+
+if TYPE_CHECKING:
+    from flops.manager.authority import Authority
+
+AGGREGATOR = "aggregator"
+AGENT = "agent"
+WORKER = "worker"
+_PROGRAMS = {AGGREGATOR: "flops.federation.aggregator", AGENT: "flops.agent"}
+
+RUNTIME_PYTHON = "/opt/flops/bin/python"
+"""The interpreter of FLOps' own programs in an image."""
+USER_PYTHON = "/opt/user/bin/python"
+"""The interpreter of the user's code in an image."""
+_CODE = "/code"
+_INITIAL_MODEL = "/model/initial.safetensors"
+_STATE = "/var/lib/flops"
+_SEAT = "/run/flops/seat"
+DATA_RUN = "/run/flops/data"
+DATA_SOCKET = f"{DATA_RUN}/data.sock"
+DATA_RUN_VOLUME = "flops-data-run"
+_CA, _CERTIFICATE, _KEY = "ca.pem", "cert.pem", "key.pem"
+AUTHORITY_FILE = f"{SECRETS}/{_CA}"
+
+
+@dataclass(frozen=True)
+class Quarters:
+    """What an aggregator is told about the place where it runs."""
+
+    listen: str
+    initial_model: str
+    state_dir: str
+    report: ReportTo
+    tls: Tls | None = None
+
+
+class Ground(Protocol):
+    """One kind of ground; the same answers each time it is asked about the same project."""
+
+    def aggregator(self, project: ProjectId, number: int | None, token: str) -> Quarters:
+        """Where an aggregator runs: a cluster's by its number, None the root's."""
+        ...
+
+    def location(self, project: ProjectId, number: int | None) -> str:
+        """Where its members connect."""
+        ...
+
+    def members_tls(self) -> Tls | None:
+        """What its members trust."""
+        ...
+
+    def data(self) -> str:
+        """Where agents find the data server of their node."""
+        ...
+
+    def agent(
+        self, project: ProjectId, name: LearnerId, results: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        """What an agent's configuration says about its worker."""
+        ...
+
+    def specification(
+        self,
+        project: ProjectId,
+        spec: ProjectSpec,
+        service: Service,
+        learners: Mapping[str, Learner],
+        results: Mapping[str, Mapping[str, Any]],
+    ) -> ServiceSpec:
+        """What the orchestrator runs."""
+        ...
+
+
+def config_file(settings: Settings, project: ProjectId, subject: str) -> Path:
+    """Where a configuration is kept: an agent's by the name of its learner, an aggregator's by its own."""
+    return ProjectPaths.of(settings, project).config / f"{subject}.json"
+
+
+def _subject(project: ProjectId, service: Service) -> str:
+    return service.learner or service.name.removeprefix(f"{project}-")
+
+
+def aggregator_name(project: ProjectId, number: int | None) -> str:
+    return f"{project}-{AGGREGATOR}" if number is None else f"{project}-{AGGREGATOR}-{number}"
+
+
+class ProgramGround:
+    """Programs of this machine."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def aggregator(self, project: ProjectId, number: int | None, token: str) -> Quarters:
+        paths = ProjectPaths.of(self._settings, project)
+        return Quarters(
+            listen=self.location(project, number),
+            initial_model=str(paths.initial_model),
+            state_dir=str(paths.state if number is None else paths.cluster(number)),
+            report=ReportTo(
+                socket=str(self._settings.manager_socket), token=token, url_path=_report_path(project)
+            ),
+        )
+
+    def location(self, project: ProjectId, number: int | None) -> str:
+        name = project if number is None else f"{project}-{number}"
+        return f"grpc+unix://{self._settings.run_dir / name}.sock"
+
+    def members_tls(self) -> Tls | None:
+        return None
+
+    def data(self) -> str:
+        return f"grpc+unix://{self._settings.data_socket}"
+
+    def agent(
+        self, project: ProjectId, name: LearnerId, results: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        return {
+            "python": results["environment"]["python"],
+            "code": results["fetch"]["path"],
+            "log": str(ProjectPaths.of(self._settings, project).logs / f"{name}.log"),
+        }
+
+    def specification(
+        self,
+        project: ProjectId,
+        spec: ProjectSpec,
+        service: Service,
+        learners: Mapping[str, Learner],
+        results: Mapping[str, Mapping[str, Any]],
+    ) -> ServiceSpec:
+        return ServiceSpec(
+            name=service.name,
+            command=(
+                sys.executable,
+                "-P",  # the working directory holds the user's code, which must not be importable here
+                "-m",
+                _PROGRAMS[service.role],
+                "--config",
+                str(config_file(self._settings, project, _subject(project, service))),
+            ),
+            role=service.role,
+            project=project,
+            directory=ProjectPaths.of(self._settings, project).folder,
+        )
+
+
+class ImageGround:
+    """Images on an orchestrator's nodes.
+
+    Args:
+        reports: address of the manager for services, such as ``https://172.17.0.1:40123``.
+    """
+
+    def __init__(
+        self, settings: Settings, orchestrator: Orchestrator, authority: "Authority", reports: str
+    ) -> None:
+        self._settings = settings
+        self._orchestrator = orchestrator
+        self._authority = authority
+        self._reports = reports
+        self._ports = Ports(settings.home / "ports.json")
+
+    def aggregator(self, project: ProjectId, number: int | None, token: str) -> Quarters:
+        return Quarters(
+            listen=f"grpc+tls://0.0.0.0:{self._port(project, number)}",
+            initial_model=_INITIAL_MODEL,
+            state_dir=_STATE,
+            report=ReportTo(
+                url=self._reports,
+                ca=AUTHORITY_FILE,
+                token=token,
+                url_path=_report_path(project),
+                upload=number is None,
+            ),
+            tls=Tls(cert=f"{SECRETS}/{_CERTIFICATE}", key=f"{SECRETS}/{_KEY}"),
+        )
+
+    def location(self, project: ProjectId, number: int | None) -> str:
+        return f"grpc+tls://{self._address(project, number)}"
+
+    def members_tls(self) -> Tls | None:
+        return Tls(ca=AUTHORITY_FILE)
+
+    def data(self) -> str:
+        return f"grpc+unix://{DATA_SOCKET}"
+
+    def agent(
+        self, project: ProjectId, name: LearnerId, results: Mapping[str, Mapping[str, Any]]
+    ) -> dict[str, Any]:
+        return {"python": "", "code": "", "worker_socket": f"{_SEAT}/agent.sock"}
+
+    def specification(
+        self,
+        project: ProjectId,
+        spec: ProjectSpec,
+        service: Service,
+        learners: Mapping[str, Learner],
+        results: Mapping[str, Mapping[str, Any]],
+    ) -> ServiceSpec:
+        images = results["images"]
+        config = config_file(self._settings, project, _subject(project, service))
+        if service.role == AGGREGATOR:
+            number = _number(project, service)
+            return ServiceSpec(
+                name=service.name,
+                command=_command(service.role),
+                role=service.role,
+                project=project,
+                image=images["aggregator"],
+                files=(*self._files(config), *self._certificates(project, number)),
+                volumes=(Volume(f"{service.name}-state", _STATE),),
+                node=self._home_node().name,
+                port=self._port(project, number),
+            )
+        learner = learners[str(service.learner)]
+        seat = Volume(f"{project}-seat-{learner.number}", _SEAT)
+        if service.role == AGENT:
+            return ServiceSpec(
+                name=service.name,
+                command=_command(service.role),
+                role=service.role,
+                project=project,
+                image=images["runtime"],
+                files=self._files(config),
+                volumes=(seat, Volume(DATA_RUN_VOLUME, DATA_RUN)),
+                node=learner.node,
+            )
+        return ServiceSpec(
+            name=service.name,
+            command=(USER_PYTHON, "-m", "flops_worker", "--connect", f"{_SEAT}/agent.sock", "--code", _CODE),
+            role=service.role,
+            project=project,
+            image=images["learner"],
+            volumes=(seat,),
+            node=learner.node,
+            network="none",
+            memory_mb=spec.resources.memory_mb,
+            cpus=spec.resources.vcpus,
+        )
+
+    def release(self, project: ProjectId) -> None:
+        """The project is forgotten."""
+        self._ports.release(project)
+
+    def _files(self, config: Path) -> tuple[File, ...]:
+        return (
+            File("config.json", config.read_bytes()),
+            File(_CA, self._authority.certificate.encode()),
+        )
+
+    def _certificates(self, project: ProjectId, number: int | None) -> tuple[File, ...]:
+        """An aggregator's certificate: issued once, since a specification must not change by itself."""
+        folder = ProjectPaths.of(self._settings, project).config
+        name = aggregator_name(project, number)
+        path = folder / f"{name.removeprefix(f'{project}-')}.certificate.json"
+        if not path.exists():
+            host = self._address(project, number).rpartition(":")[0].strip("[]")
+            issued = self._authority.issue(name, [host])
+            write_private(path, json.dumps(asdict(issued)))
+        issued_before = json.loads(path.read_text(encoding="utf-8"))
+        return (
+            File(_CERTIFICATE, issued_before["certificate"].encode()),
+            File(_KEY, issued_before["key"].encode()),
+        )
+
+    def _address(self, project: ProjectId, number: int | None) -> str:
+        name = aggregator_name(project, number)
+        return self._orchestrator.address(
+            ServiceSpec(
+                name=ServiceName(name),
+                command=_command(AGGREGATOR),
+                role=AGGREGATOR,
+                project=project,
+                image="-",
+                node=self._home_node().name,
+                port=self._port(project, number),
+            )
+        )
+
+    def _port(self, project: ProjectId, number: int | None) -> int:
+        return self._ports.of(aggregator_name(project, number))
+
+    def _home_node(self) -> Node:
+        """Where aggregators run: beside this manager where it is a node: their state stays in reach."""
+        return home_node(self._orchestrator)
+
+
+def home_node(orchestrator: Orchestrator) -> Node:
+    """The node that is this machine; else the first one.
+
+    Raises:
+        UnavailableError: there is none.
+    """
+    nodes = sorted(orchestrator.nodes(), key=lambda node: (node.address != orchestrator.host, node.name))
+    if not nodes:
+        raise UnavailableError("the orchestrator has no node - add one")
+    return nodes[0]
+
+
+def _number(project: ProjectId, service: Service) -> int | None:
+    last = service.name.removeprefix(aggregator_name(project, None))
+    return int(last.removeprefix("-")) if last else None
+
+
+def _command(role: str) -> tuple[str, ...]:
+    return (RUNTIME_PYTHON, "-P", "-m", _PROGRAMS[role], "--config", f"{SECRETS}/config.json")
+
+
+def _report_path(project: ProjectId) -> str:
+    return f"/internal/v1/projects/{project}/reports"

@@ -1,0 +1,49 @@
+"""TCP ports of services that share the network of their node: one for each in all of a FLOPS_HOME."""
+
+import json
+import random
+import threading
+from pathlib import Path
+
+from flops.core.errors import FailedError
+from flops.manager.paths import write_private_json
+
+_PORTS = range(21_000, 29_000)
+
+
+class Ports:
+    """Which service has which port, kept in a file. Safe from any thread."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = threading.Lock()
+
+    def of(self, service: str) -> int:
+        """The port of a service: the same one each time."""
+        with self._lock:
+            taken = self._read()
+            if service not in taken:
+                free = set(_PORTS) - set(taken.values())
+                if not free:
+                    raise FailedError(
+                        f"no port is left for service {service} - remove projects with 'flops rm'"
+                    )
+                # At random, so that two managers on the same nodes seldom choose the same.
+                taken[service] = random.choice(sorted(free))  # noqa: S311
+                write_private_json(self._path, taken)
+            return taken[service]
+
+    def release(self, project: str) -> None:
+        """The ports of a project's services are free again."""
+        with self._lock:
+            taken = self._read()
+            kept = {name: port for name, port in taken.items() if not name.startswith(f"{project}-")}
+            if kept != taken:
+                write_private_json(self._path, kept)
+
+    def _read(self) -> dict[str, int]:
+        try:
+            content: dict[str, int] = json.loads(self._path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return {}
+        return content
