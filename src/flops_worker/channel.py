@@ -36,6 +36,13 @@ def send(sock: socket.socket, header: Dict[str, Any], files: Sequence[int] = ())
         raise ChannelClosed("the other side closed the channel") from error
 
 
+def offer(sock: socket.socket, header: Dict[str, Any]) -> None:
+    """Send a small message if it can go at once; never waits, and never fails."""
+    body = json.dumps(header, separators=(",", ":")).encode()
+    with contextlib.suppress(OSError):
+        sock.send(len(body).to_bytes(4, "big") + body, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+
+
 def receive(sock: socket.socket) -> Tuple[Dict[str, Any], List[int]]:
     """Receive one message and its files, which the caller closes.
 

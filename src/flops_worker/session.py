@@ -15,7 +15,7 @@ from typing import Any, Callable, Dict, List
 
 import numpy as np
 
-from flops_worker import channel, contract, models
+from flops_worker import DISMISSED, channel, contract, models
 from flops_worker.door import Door, entrance
 from flops_worker.failures import ContractError, report
 from flops_worker.flavors import flavor_of
@@ -34,14 +34,16 @@ class Session:
         self._mapper = models.ModelMapper()
         self._learners: Dict[int, Learner] = {}
 
-    def serve(self) -> None:
-        """Answer requests until the other side closes the channel."""
+    def serve(self) -> bool:
+        """Answer requests until the other side says that it was the last, or closes the channel (False)."""
         owner = os.getpid()
         while True:
             try:
                 request, files = channel.receive(self._sock)
             except channel.ChannelClosed:
-                return
+                return False
+            if request["op"] == "end":
+                return True
             learner = self._learner(request["learner"])
             try:
                 seed_everything(request["seed"], request["round"])
@@ -55,7 +57,7 @@ class Session:
             try:
                 channel.send(self._sock, answer)
             except channel.ChannelClosed:
-                return
+                return False
 
     def _learner(self, key: int) -> Learner:
         """A learner, whose turn it is now."""
@@ -79,6 +81,8 @@ class Session:
         while more:
             answer, files = channel.receive(self._sock)
             received += files
+            if answer.get("op") == "end":
+                os._exit(DISMISSED)  # user code waits for data, and nobody for it
             if "error" in answer:
                 channel.close_all(received)
                 raise LookupError(answer["error"])

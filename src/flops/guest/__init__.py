@@ -3,6 +3,7 @@
 Owns how that process is started, locked in, spoken to and ended. Promises: whatever user code does (raise,
 exit, crash, hang), the caller gets a `GuestError` and lives on; the process never outlives its parent, has no
 network where the platform can cut it (`Guest.isolation` says), and none of FLOps's environment variables.
+Where the user's code has a container of its own (`Guest.attach`), that container takes care of the latter.
 One process serves one learner, or many (`Guest.seat`), one request at a time; requests and `Guest.close` and
 `Guest.kill` may come from any thread.
 """

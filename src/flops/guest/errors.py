@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from flops.core.errors import FailedError
+from flops_worker import CUT_OFF
 
 
 class GuestError(FailedError):
@@ -32,7 +33,7 @@ class GuestDied(GuestError):
     """The process of the user's code ended by itself or was killed by the system.
 
     Attributes:
-        exit_code: its exit status, None where a signal ended it.
+        exit_code: its exit status, None where a signal ended it, or where nobody knows.
         signal: the signal's name, such as ``SIGSEGV``, else None.
         log: the last lines of what it wrote.
     """
@@ -40,7 +41,9 @@ class GuestDied(GuestError):
     code: ClassVar[str] = "guest-died"
 
     def __init__(self, *, where: str, exit_code: int | None, signal: str | None, log: Sequence[str]) -> None:
-        if signal is None:
+        if signal is None and exit_code is None:
+            cause = "with its container (perhaps for lack of memory)"
+        elif signal is None:
             cause = f"with exit code {exit_code}"
         elif signal == "SIGKILL":
             cause = "by SIGKILL (perhaps for lack of memory)"
@@ -59,6 +62,13 @@ class GuestDied(GuestError):
         self.exit_code = exit_code
         self.signal = signal
         self.log = tuple(log)
+
+    @property
+    def from_outside(self) -> bool:
+        """It was killed or cut off: perhaps nothing that user code did."""
+        if self.signal is None:
+            return self.exit_code in (None, CUT_OFF)
+        return self.signal == "SIGKILL"
 
 
 class GuestTimeout(GuestError):

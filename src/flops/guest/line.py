@@ -5,11 +5,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from flops.guest import results
 from flops.guest.errors import GuestClosed, GuestDied, GuestError, GuestTimeout
-from flops.guest.process import Process
 from flops_worker import channel
 from flops_worker.models import LayoutReader
 from flops_worker.tensors import Layout, LayoutError
@@ -29,10 +28,40 @@ _STEPS = {
 _DEATH_DEADLINE_S = 5.0
 
 
+class Peer(Protocol):
+    """The process at the other end, as far as a line needs it: one of ours (`flops.guest.process`), or one in
+    a container of its own (`flops.guest.attached`).
+    """
+
+    channel: socket.socket
+
+    @property
+    def exit_code(self) -> int | None: ...
+
+    @property
+    def signal(self) -> str | None: ...
+
+    def receive(self) -> tuple[dict[str, Any], list[int]]:
+        """Its next message; raises as `channel.receive` does."""
+        ...
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for its end by itself, or for news of it."""
+        ...
+
+    def end(self) -> None:
+        """See to it that it is gone."""
+        ...
+
+    def last_lines(self) -> list[str]:
+        """The last lines it printed."""
+        ...
+
+
 class Line:
     """Requests and answers; they take turns. `shut` and `free` may be called while one is under way."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Peer) -> None:
         self.process = process
         self._asking = threading.Lock()
         self._closed = False
@@ -85,9 +114,16 @@ class Line:
         with self._reading:
             return self._reader.read(fd)[0]
 
-    def shut(self) -> None:
-        """Close the channel under whoever waits on it; an idle worker sees it and exits."""
+    def shut(self, *, dismiss: bool = False) -> None:
+        """Close the channel under whoever waits on it; an idle worker sees it and exits.
+
+        Args:
+            dismiss: tell the worker that there is nothing more to do, so that nobody starts it again.
+        """
         self._closed = True
+        if dismiss:
+            for _ in ("the worker", "its keeper, which may kill it before it has read on"):
+                channel.offer(self.process.channel, {"op": "end"})
         with contextlib.suppress(OSError):
             self.process.channel.shutdown(socket.SHUT_RDWR)
 
@@ -101,7 +137,7 @@ class Line:
         sock = self.process.channel
         if deadline is not None:
             sock.settimeout(max(0.001, deadline - time.monotonic()))
-        answer, files = channel.receive(sock)
+        answer, files = self.process.receive()
         channel.close_all(files)  # the worker never sends any
         return answer
 

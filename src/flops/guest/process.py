@@ -10,6 +10,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flops.guest.home import Home
 from flops.guest.room import Room, environment, guest_path
@@ -29,14 +30,21 @@ class Isolation:
     network_cut: bool
     """The guest has a network of its own with nothing in it but loopback."""
     reason: str
-    """Why the network is not cut; empty when it is."""
+    """Why the network is not cut, or not by us; empty when it is."""
 
 
 class Process:
     """A running guest. `end` may be called from any thread, and any number of times."""
 
     def __init__(
-        self, room: Room, *, log: Path | None, isolate: bool, threads: int | None, memory_mb: int | None
+        self,
+        room: Room,
+        *,
+        log: Path | None,
+        isolate: bool,
+        threads: int | None,
+        memory_mb: int | None,
+        module: str = "flops_worker",
     ) -> None:
         room.check()
         path = guest_path()
@@ -57,7 +65,7 @@ class Process:
                     *(sys.executable, "-I", "-S", str(_LAUNCHER)),
                     *(str(theirs.fileno()), str(their_lifeline), "isolate" if isolate else "share"),
                     str((memory_mb or 0) << 20),
-                    *(str(room.python.absolute()), "-m", "flops_worker"),
+                    *(str(room.python.absolute()), "-m", module),
                     *("--fd", str(theirs.fileno()), "--code", str(room.code.absolute())),
                 ],
                 cwd=path,
@@ -95,6 +103,10 @@ class Process:
             return None
         known = {one.value: one.name for one in signal.Signals}
         return known.get(-code, f"signal {-code}")
+
+    def receive(self) -> tuple[dict[str, Any], list[int]]:
+        """See `flops_worker.channel.receive`."""
+        return channel.receive(self.channel)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait for the process to end by itself; it is not reaped, so its id and its group's stay its own."""

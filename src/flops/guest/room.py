@@ -4,12 +4,12 @@ import hashlib
 import os
 import stat
 import tempfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import flops_worker
 from flops.core.errors import NotFoundError, UnauthorizedError
+from flops_worker.surroundings import settings
 
 # What a guest may see of our environment. FLOPS_SERVICE marks the processes of a service: all must be found.
 _PASSED_ON = (
@@ -20,17 +20,6 @@ _PASSED_ON = (
     "LD_LIBRARY_PATH",
     "CUDA_VISIBLE_DEVICES",
     "NVIDIA_VISIBLE_DEVICES",
-)
-_THREADS = (
-    "OMP_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "BLIS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "VECLIB_MAXIMUM_THREADS",
-    "TF_NUM_INTRAOP_THREADS",
-    "TF_NUM_INTEROP_THREADS",
-    "LOKY_MAX_CPU_COUNT",
 )
 
 
@@ -84,32 +73,14 @@ def guest_path(cache: Path | None = None) -> Path:
 
 
 def environment(room: Room, path: Path, home: Path, threads: int | None) -> dict[str, str]:
-    """The whole environment of a guest: no secrets, no proxies, no hubs, nothing that makes runs differ."""
-    ours: Mapping[str, str] = os.environ
-    result = {name: ours[name] for name in _PASSED_ON if name in ours}
-    result.setdefault("LANG", "C.UTF-8")
-    result |= {
+    """The whole environment of a guest: no secrets, no proxies, and the settings of any user code."""
+    passed_on = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return {
+        **settings(str(home), threads),
+        **passed_on,
         "PATH": os.pathsep.join((str(room.python.parent), "/usr/local/bin", "/usr/bin", "/bin")),
-        "HOME": str(home),
-        "TMPDIR": str(home),
         "PYTHONPATH": str(path),
-        "PYTHONHASHSEED": "0",
-        "PYTHONUNBUFFERED": "1",
-        "PYTHONDONTWRITEBYTECODE": "1",
-        "PYTHONNOUSERSITE": "1",
-        "HF_HOME": str(home / "huggingface"),
-        "HF_HUB_OFFLINE": "1",
-        "HF_DATASETS_OFFLINE": "1",
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TRANSFORMERS_OFFLINE": "1",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "DO_NOT_TRACK": "1",
-        "TF_CPP_MIN_LOG_LEVEL": "2",
     }
-    if threads is not None:
-        result |= dict.fromkeys(_THREADS, str(threads))
-    return result
 
 
 def _files() -> dict[str, bytes]:

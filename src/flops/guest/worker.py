@@ -10,7 +10,6 @@ from flops.guest.guest import Guest
 from flops.guest.line import Dataset
 from flops.guest.results import EvaluateResult, FitResult
 from flops.guest.seat import Seat
-from flops_worker import CUT_OFF
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +39,7 @@ class Worker:
         Raises:
             GuestClosed: it was killed by us.
             NotFoundError: interpreter or checkout are not there.
+            UnavailableError: none has come from its container.
         """
         with self._changing:
             if self._over:
@@ -64,11 +64,21 @@ class Worker:
 
     def kill(self) -> None:
         """End it for good; requests under way end too."""
+        guest = self._last()
+        if guest is not None:
+            guest.kill()
+
+    def dismiss(self) -> None:
+        """`kill`, for one that has done its part: nobody is to start it again."""
+        guest = self._last()
+        if guest is not None:
+            guest.close(0.0)
+
+    def _last(self) -> Guest | None:
         self._over = True
         with self._changing:
             guest, self._guest = self._guest, None
-        if guest is not None:
-            guest.kill()
+        return guest
 
 
 class LastingSeat:
@@ -127,8 +137,7 @@ class LastingSeat:
             except GuestDied as error:
                 self._worker.lost(life)
                 self._killed += 1
-                outside = error.signal == "SIGKILL" or error.exit_code == CUT_OFF
-                if not outside or self._killed >= MAX_LIVES:
+                if not error.from_outside or self._killed >= MAX_LIVES:
                     raise
             except GuestClosed:  # by us, or it died in another learner's turn
                 if self._worker.over:
