@@ -1,0 +1,302 @@
+"""Docker engines of our own for tests: one dockerd each, in a folder that is gone afterwards.
+
+Several may run at once on a machine; what a killed test run left is cleared away by the next. An image to
+run in them is made of this machine's own programs, so nothing is downloaded.
+"""
+
+import hashlib
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+
+import docker
+from docker.errors import DockerException
+
+IMAGE = "flops-test:1"
+"""Holds dash, a few of coreutils, and this machine's /usr/bin/python3 with its standard library."""
+
+ARM64_IMAGE = "flops-test-arm64:1"
+"""The same for another platform, in name only."""
+
+_PREFIX = "flops-engine-"
+_START_TIMEOUT_S = 60.0
+_STOP_TIMEOUT_S = 40.0
+_PROGRAMS = (
+    *("cat", "chmod", "cp", "date", "dd", "echo", "false", "head", "id", "ls", "mkdir", "mkfifo", "printf"),
+    *("rm", "sh", "sleep", "stat", "tail", "touch", "tr", "true"),
+)
+_NOT_OF_PYTHON = {"__pycache__", "test", "tests", "idlelib", "ensurepip", "lib2to3", "tkinter", "turtledemo"}
+
+
+def can_run_engines() -> bool:
+    """Whether this machine and this user can start a dockerd."""
+    return os.geteuid() == 0 and shutil.which("dockerd") is not None and Path("/usr/bin/python3").exists()
+
+
+class PrivateEngine:
+    """One dockerd; `start`, `stop` and `kill` it as often as you like, then `close` it.
+
+    Args:
+        options: of dockerd, besides ours.
+    """
+
+    def __init__(self, options: Sequence[str] = ()) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
+        (self.folder / "owner").write_text(str(os.getpid()))
+        self.socket = self.folder / "docker.sock"
+        self.url = f"unix://{self.socket}"
+        self._options = tuple(options)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        """The last lines of what it said."""
+        path = self.folder / "log"
+        return path.read_text(errors="replace")[-4000:] if path.exists() else ""
+
+    def start(self) -> None:
+        """Returns once it answers; raises AssertionError with its log when it does not."""
+        folder = self.folder
+        with (folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [
+                    "dockerd",
+                    *("--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")),
+                    *("--pidfile", str(folder / "pid"), "--host", self.url),
+                    # The machine's docker0 belongs to whoever is first: each of ours makes its own bridges.
+                    "--bridge=none",
+                    # Raising limits is not permitted everywhere.
+                    *("--default-ulimit", "nofile=1024:1024"),
+                    *("--shutdown-timeout", "5"),
+                    *self._options,
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not self._answers():
+            assert self._process.poll() is None, f"dockerd ended with {self._process.returncode}:\n{self.log}"
+            assert time.monotonic() < deadline, f"dockerd does not answer:\n{self.log}"
+            time.sleep(0.05)
+
+    def _answers(self) -> bool:
+        if not self.socket.exists():
+            return False
+        try:
+            client = self.client()
+        except DockerException:
+            return False
+        client.close()
+        return True
+
+    def client(self) -> docker.APIClient:
+        """A new one, the caller's to close."""
+        return docker.APIClient(base_url=self.url, version="auto", timeout=60)
+
+    def stop(self) -> None:
+        """As `systemctl stop docker` does."""
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(_STOP_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.kill()
+            self._process = None
+
+    def kill(self) -> None:
+        """As a crash of dockerd does; its containers stay until it starts again."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+            (self.folder / "pid").unlink(missing_ok=True)
+
+    def load_image(self) -> None:
+        """Have `IMAGE` and `ARM64_IMAGE`."""
+        client = self.client()
+        try:
+            client.load_image(_image_archive())  # type: ignore[no-untyped-call]
+        finally:
+            client.close()
+
+    def close(self) -> None:
+        """End it, with all that it runs, has mounted and has written."""
+        with suppress(Exception):
+            if self._process is not None and self._process.poll() is None:
+                self._clear()
+        with suppress(Exception):
+            self.stop()
+        clear(self.folder)
+
+    def _clear(self) -> None:
+        client = self.client()
+        try:
+            for container in client.containers(all=True):
+                client.remove_container(container["Id"], force=True, v=True)
+            for network in client.networks():
+                if network["Name"] not in ("bridge", "host", "none"):
+                    client.remove_network(network["Id"])
+        finally:
+            client.close()
+
+
+@contextmanager
+def private_engine(options: Sequence[str] = ()) -> Iterator[PrivateEngine]:
+    """A running engine with the test images."""
+    clear_leftovers()
+    engine = PrivateEngine(options)
+    try:
+        engine.start()
+        engine.load_image()
+        yield engine
+    finally:
+        engine.close()
+
+
+def clear_leftovers() -> None:
+    """Clear away engines whose test run is gone."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        try:
+            owner = int((folder / "owner").read_text())
+        except (OSError, ValueError):
+            continue
+        if not Path(f"/proc/{owner}").exists():
+            clear(folder)
+
+
+def clear(folder: Path) -> None:
+    """Kill what runs in an engine's folder, unmount what is mounted there, delete its bridges and itself."""
+    for _ in range(50):
+        pids = _pids_of(folder)
+        if not pids:
+            break
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+    for bridge in _bridges_of(folder):
+        subprocess.run(["ip", "link", "delete", bridge], capture_output=True, check=False)
+    for mounted in sorted(_mounts_of(folder), reverse=True):
+        subprocess.run(["umount", "--lazy", mounted], capture_output=True, check=False)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _pids_of(folder: Path) -> list[int]:
+    """dockerd, its containerd, the shims: they name the folder; and what these started."""
+    mine: set[int] = set()
+    parents: dict[int, int] = {}
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = (entry / "cmdline").read_bytes().split(b"\0")
+            parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        is_engine = Path(os.fsdecode(words[0])).name in ("dockerd", "containerd", "docker-proxy") or words[
+            0
+        ].endswith(b"containerd-shim-runc-v2")
+        if is_engine and any(os.fsencode(folder) + b"/" in word for word in words):
+            mine.add(int(entry.name))
+    while grown := {pid for pid, parent in parents.items() if parent in mine and pid not in mine}:
+        mine |= grown
+    return sorted(mine)
+
+
+def _bridges_of(folder: Path) -> list[str]:
+    """Bridges an engine that was killed left behind: its log of networks is all that knows them."""
+    path = folder / "data" / "network" / "files" / "local-kv.db"
+    if not path.exists():
+        return []
+    ids = set(re.findall(rb"docker/network/v1\.0/network/([0-9a-f]{64})", path.read_bytes()))
+    return [f"br-{number[:12].decode()}" for number in ids]
+
+
+def _mounts_of(folder: Path) -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    points = [line.split()[4].encode().decode("unicode_escape") for line in lines]
+    return [point for point in points if point.startswith(f"{folder}/")]
+
+
+# the image
+@cache
+def _image_archive() -> bytes:
+    """`IMAGE` and `ARM64_IMAGE`, as 'docker save' would write them."""
+    layer = _layer()
+    diff_id = hashlib.sha256(layer).hexdigest()
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        _add_bytes(archive, "layer.tar", layer)
+        manifest = []
+        for tag, architecture in ((IMAGE, _architecture()), (ARM64_IMAGE, "arm64")):
+            config = json.dumps(
+                {
+                    "architecture": architecture,
+                    "os": "linux",
+                    "config": {"Env": ["PATH=/usr/bin:/bin"], "Labels": {"tag": tag}},
+                    "rootfs": {"type": "layers", "diff_ids": [f"sha256:{diff_id}"]},
+                }
+            ).encode()
+            name = f"{hashlib.sha256(config).hexdigest()}.json"
+            _add_bytes(archive, name, config)
+            manifest.append({"Config": name, "RepoTags": [tag], "Layers": ["layer.tar"]})
+        _add_bytes(archive, "manifest.json", json.dumps(manifest).encode())
+    return buffer.getvalue()
+
+
+def _architecture() -> str:
+    return {"x86_64": "amd64", "aarch64": "arm64"}[os.uname().machine]
+
+
+def _layer() -> bytes:
+    python = Path("/usr/bin/python3").resolve()
+    library = Path("/usr/lib") / python.name
+    programs = {f"/bin/{name}": Path(f"/bin/{name}").resolve() for name in _PROGRAMS}
+    extensions = sorted(library.glob("lib-dynload/*.so"))
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        _add_folder(tar, "tmp", 0o1777)
+        for folder in ("run", "proc", "dev", "etc"):
+            _add_folder(tar, folder, 0o755)
+        for folder in ("run/secrets", "run/flops", "run/flops/seat", "var/lib/flops"):
+            _add_folder(tar, folder, 0o700, owner=10001)
+        for target, path in {**programs, "/usr/bin/python3": python}.items():
+            _add_bytes(tar, target[1:], path.read_bytes(), 0o755)
+        for path in _libraries_of([python, *programs.values(), *extensions]):
+            _add_bytes(tar, str(path)[1:], path.read_bytes(), 0o755)
+        for path in sorted(library.rglob("*")):
+            parts = path.relative_to(library).parts
+            if path.is_file() and not _NOT_OF_PYTHON & set(parts) and not parts[0].startswith("config-"):
+                _add_bytes(tar, str(path)[1:], path.read_bytes(), 0o644)
+    return buffer.getvalue()
+
+
+def _libraries_of(programs: Sequence[Path]) -> list[Path]:
+    said = subprocess.run(["ldd", *map(str, programs)], capture_output=True, text=True, check=False).stdout
+    return sorted({Path(path) for path in re.findall(r"(/\S+\.so\S*) \(0x", said)})
+
+
+def _add_folder(tar: tarfile.TarFile, name: str, mode: int, owner: int = 0) -> None:
+    member = tarfile.TarInfo(name)
+    member.type, member.mode = tarfile.DIRTYPE, mode
+    member.uid = member.gid = owner
+    tar.addfile(member)
+
+
+def _add_bytes(tar: tarfile.TarFile, name: str, content: bytes, mode: int = 0o644) -> None:
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = len(content), mode
+    tar.addfile(member, io.BytesIO(content))
