@@ -2,6 +2,7 @@
 
 import os
 import queue
+import secrets
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,10 @@ from flops.orchestration import (
     ServiceState,
     ServiceStatus,
 )
+from flops.orchestration.docker import DockerOrchestrator
 from flops.orchestration.linux import sweep
+from tests.conftest import Require
+from tests.engines import IMAGE, PrivateEngine, can_run_engines, private_engine
 
 DEADLINE_S = 20.0
 
@@ -114,6 +118,56 @@ class ProcessStage:
         receipt.unlink()
 
 
+class DockerStage:
+    """Services are shells in containers, which evaluate what is written to their pipe."""
+
+    def __init__(self, folder: Path, engine: PrivateEngine) -> None:
+        self._client = engine.client()
+        self.home = secrets.token_hex(4)
+        self.docker = DockerOrchestrator(
+            folder / "state", folder / "logs", home=self.home, url=engine.url, backoff_s=0.02
+        )
+        self.orchestrator: Orchestrator = self.docker
+
+    def close(self) -> None:
+        self._client.close()
+
+    def spec(self, name: str, *, project: str = "p-test", restart: bool = False) -> ServiceSpec:
+        script = 'mkfifo /tmp/orders; while true; do read -r order < /tmp/orders; eval "$order"; done'
+        return ServiceSpec(
+            ServiceName(name),
+            ("/bin/sh", "-c", script),
+            "agent",
+            project,
+            restart="on-failure" if restart else "never",
+            max_restarts=2,
+            image=IMAGE,
+        )
+
+    def impossible(self, name: str) -> ServiceSpec:
+        return ServiceSpec(ServiceName(name), ("/no/such/program",), "agent", "p-test", image=IMAGE)
+
+    def _order(self, name: str, text: str) -> None:
+        labels = [f"flops.home={self.home}", f"flops.service={name}"]
+        (container,) = self._client.containers(filters={"label": labels})
+        script = 'until test -p /tmp/orders; do sleep 0.01; done; printf "%s\\n" "$0" > /tmp/orders'
+        order = self._client.exec_create(container["Id"], ["/bin/sh", "-c", script, text])
+        self._client.exec_start(str(order["Id"]))
+
+    def end(self, name: str, code: int) -> None:
+        self._order(name, f"exit {code}" if code >= 0 else f"kill {code} $$")
+
+    def say(self, name: str, text: str) -> None:
+        before = self.docker.logs(ServiceName(name))
+        escaped = text.replace("\n", "\\n")  # an order is one line
+        self._order(name, f"printf %b '{escaped}'")
+        deadline = time.monotonic() + DEADLINE_S
+        # The engine passes on whole lines, when it can.
+        while text.endswith("\n") and self.docker.logs(ServiceName(name)) != before + text:
+            assert time.monotonic() < deadline, "it was not printed in time"
+            time.sleep(0.01)
+
+
 class History:
     """The state changes seen by a watcher."""
 
@@ -134,13 +188,31 @@ class History:
         return self._seen.empty()
 
 
-@pytest.fixture(params=["fake", "process"])
+@pytest.fixture(scope="session")
+def docker_engine(require: Require) -> Iterator[PrivateEngine]:
+    """A Docker engine of our own, shared by the tests that leave it running."""
+    require(can_run_engines(), "a Docker engine that we may start (root, docker.io, Debian's python3)")
+    with private_engine() as engine:
+        yield engine
+
+
+@pytest.fixture(params=["fake", "process", pytest.param("docker", marks=pytest.mark.docker)])
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
-    stage: Stage = FakeStage() if request.param == "fake" else ProcessStage(tmp_path)
+    stage: FakeStage | ProcessStage | DockerStage
+    if request.param == "fake":
+        stage = FakeStage()
+    elif request.param == "process":
+        stage = ProcessStage(tmp_path)
+    else:
+        stage = DockerStage(tmp_path, request.getfixturevalue("docker_engine"))
     yield stage
     orchestrator = stage.orchestrator
     orchestrator.stop_many([status.name for status in orchestrator.list()], grace_s=0.0)
+    for project in {status.project for status in orchestrator.list()}:
+        orchestrator.remove_project(project)
     orchestrator.close()
+    if isinstance(stage, DockerStage):
+        stage.close()
 
 
 @pytest.fixture
