@@ -72,17 +72,11 @@ def imported(site: Path, modules: Sequence[str]) -> list[Path]:
             if module not in found:
                 found[module] = path = _source(site, module)
                 if path is not None:
-                    pending += _imports(path, module)
+                    pending += imports(path, module)
     return sorted(path for path in found.values() if path is not None)
 
 
-def _source(site: Path, module: str) -> Path | None:
-    place = site.joinpath(*module.split("."))
-    choices = (place / "__init__.py", place.with_name(f"{place.name}.py"))
-    return next((path for path in choices if path.is_file()), None)
-
-
-def _imports(path: Path, module: str) -> Iterator[str]:
+def imports(path: Path, module: str) -> Iterator[str]:
     """Names that a module imports; of ``from a import b`` both ``a`` and ``a.b``, which may be a module."""
     package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     for match in _IMPORT.finditer(path.read_text(encoding="utf-8", errors="replace")):
@@ -94,6 +88,12 @@ def _imports(path: Path, module: str) -> Iterator[str]:
         base = ".".join([*above, *filter(None, [match["base"]])])
         yield base
         yield from (f"{base}.{name}" for name in _NAME.findall(match["names"]))
+
+
+def _source(site: Path, module: str) -> Path | None:
+    place = site.joinpath(*module.split("."))
+    choices = (place / "__init__.py", place.with_name(f"{place.name}.py"))
+    return next((path for path in choices if path.is_file()), None)
 
 
 def _distributions(site: Path) -> set[str]:

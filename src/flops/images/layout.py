@@ -288,6 +288,9 @@ class Writer:
         self._size += len(content)
         return len(content)
 
+    def flush(self) -> None:
+        """For compressors that write into this."""
+
     def commit(self, expected_digest: str | None = None) -> tuple[str, int]:
         """Keep the blob; gives digest and size.
 

@@ -25,8 +25,9 @@ class Lock:
 
     hash: str
     python: str
-    """Full version of the chosen interpreter, such as ``3.11.2``."""
+    """Full version of the chosen interpreter, such as ``3.11.2``; of a lock for images: such as ``3.11``."""
     platform: str
+    """This machine's, or the one of an image, such as ``linux/arm64``."""
     text: str
     """Header lines starting with ``#``, then one pinned requirement a line, sorted."""
     warnings: tuple[str, ...] = ()
@@ -38,9 +39,11 @@ class Lock:
         return _pins(self.text)
 
     @classmethod
-    def of(cls, python: str, pins: Sequence[str], warnings: Sequence[str] = ()) -> "Lock":
-        """Make a lock for this machine's platform."""
-        platform = sysconfig.get_platform()
+    def of(
+        cls, python: str, pins: Sequence[str], warnings: Sequence[str] = (), platform: str | None = None
+    ) -> "Lock":
+        """Make a lock; ``platform`` None: for this machine's."""
+        platform = platform or sysconfig.get_platform()
         ordered = _pins("\n".join(pins))
         digest = _digest(python, platform, ordered)
         header = f"# FLOps lock {digest}\n# python: {python}\n# platform: {platform}\n"
@@ -62,8 +65,8 @@ class Answer:
     """Which lock a request got, and what that rested on."""
 
     lock: Lock
-    interpreter: Path
-    """Where the chosen Python lay."""
+    interpreter: Path | None
+    """Where the chosen Python lay; None: the lock is for an image, which brings its own."""
 
 
 class LockStore:
@@ -90,7 +93,7 @@ class LockStore:
         try:
             entry = json.loads(self._request(key).read_text(encoding="utf-8"))
             lock = self.get(str(entry["lock"]))
-            interpreter = Path(entry["interpreter"])
+            interpreter = Path(entry["interpreter"]) if entry["interpreter"] is not None else None
             unchanged = _identity(interpreter) == entry["identity"]
             warnings = tuple(str(warning) for warning in entry["warnings"])
         except (OSError, ValueError, KeyError, TypeError):
@@ -99,11 +102,11 @@ class LockStore:
             return None
         return Answer(Lock(lock.hash, lock.python, lock.platform, lock.text, warnings), interpreter)
 
-    def remember(self, key: str, lock: Lock, interpreter: Path) -> None:
+    def remember(self, key: str, lock: Lock, interpreter: Path | None) -> None:
         self.put(lock)
         entry = {
             "lock": lock.hash,
-            "interpreter": str(interpreter),
+            "interpreter": None if interpreter is None else str(interpreter),
             "identity": _identity(interpreter),
             "warnings": list(lock.warnings),
         }
@@ -113,9 +116,15 @@ class LockStore:
         return self._folder / "requests" / f"{key}.json"
 
 
-def request_key(packages: Sequence[str], extra: Sequence[str], python: str | None, fingerprint: str) -> str:
-    """A digest of everything a user can change about a request."""
-    request = [sorted(packages), sorted(extra), python, fingerprint, sysconfig.get_platform()]
+def request_key(
+    packages: Sequence[str],
+    extra: Sequence[str],
+    python: str | None,
+    fingerprint: str,
+    platform: str | None = None,
+) -> str:
+    """A digest of everything a user can change about a request; ``platform`` None: this machine's."""
+    request = [sorted(packages), sorted(extra), python, fingerprint, platform or sysconfig.get_platform()]
     return hashlib.sha256(json.dumps(request).encode()).hexdigest()[:32]
 
 
@@ -144,7 +153,9 @@ def _digest(python: str, platform: str, pins: Sequence[str]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()[:32]
 
 
-def _identity(interpreter: Path) -> list[int]:
+def _identity(interpreter: Path | None) -> list[int]:
     """Changes when the interpreter is upgraded or replaced."""
+    if interpreter is None:
+        return []
     status = interpreter.resolve().stat()
     return [status.st_size, status.st_mtime_ns]

@@ -58,7 +58,7 @@ def resolve(
     known = None if refresh else store.answer(key)
     if known is not None:
         return known.lock
-    work = _Resolution(configuration, environment, progress, cancel)
+    work = Resolution(configuration, environment, progress, cancel)
     if extra:
         base = resolve(
             packages,
@@ -80,8 +80,8 @@ def resolve(
     return lock
 
 
-class _Resolution:
-    """One call's way to uv."""
+class Resolution:
+    """One caller's way to uv."""
 
     def __init__(
         self,
@@ -104,9 +104,9 @@ class _Resolution:
         first = wanted.interpreters[0]
         refusals: list[uv.Finished] = []
         for interpreter in wanted.interpreters:
-            pins = self._pins(packages, interpreter, wheels_only=True)
+            pins = self.pins(packages, _target(interpreter), wheels_only=True)
             if not isinstance(pins, uv.Finished):
-                lock = self._mend(packages, pins, interpreter, True)
+                lock = self._mended(packages, pins, interpreter, True)
                 return _warned(lock, _about_python(wanted, interpreter)), interpreter
             refusals.append(pins)
             if not clashes.is_about_python(pins.stderr):
@@ -114,9 +114,9 @@ class _Resolution:
         refusal = refusals[0]
         if clashes.is_about_wheels(refusal.stderr):
             self._tell("some requirements have no wheel; allowing builds from source")
-            pins = self._pins(packages, first, wheels_only=False)
+            pins = self.pins(packages, _target(first), wheels_only=False)
             if not isinstance(pins, uv.Finished):
-                lock = self._mend(packages, pins, first, False)
+                lock = self._mended(packages, pins, first, False)
                 note = (
                     f"not every requirement has a wheel for Python {first.version}; "
                     "some are built from source on this machine, which runs their code"
@@ -127,49 +127,59 @@ class _Resolution:
 
     def extend(self, base: Lock, packages: Sequence[str], extra: Sequence[str], chosen: Interpreter) -> Lock:
         """``base`` and ``extra`` with all pins of ``base`` kept; else with as few changed as uv finds."""
-        pins = self._pins([*base.packages, *extra], chosen, wheels_only=True)
+        target = _target(chosen)
+        pins = self.pins([*base.packages, *extra], target, wheels_only=True)
         if isinstance(pins, uv.Finished):
-            pins = self._pins([*base.packages, *extra], chosen, wheels_only=False)
+            pins = self.pins([*base.packages, *extra], target, wheels_only=False)
         if not isinstance(pins, uv.Finished):
             return Lock.of(base.python, pins, base.warnings)
-        loose = self._pins([*packages, *extra], chosen, wheels_only=True, preferred=base.packages)
+        loose = self.pins([*packages, *extra], target, wheels_only=True, preferred=base.packages)
         if isinstance(loose, uv.Finished):
             raise _clash(pins, chosen)
         changed = sorted(set(base.packages) - set(loose))
         note = f"to add {', '.join(extra)}, other versions are used of: {', '.join(changed)}"
         return Lock.of(base.python, loose, [*base.warnings, note])
 
-    def _mend(self, packages: Sequence[str], pins: list[str], chosen: Interpreter, wheels_only: bool) -> Lock:
-        """Resolve again with what the packages forgot to declare (`undeclared`)."""
-        version = str(chosen.version)
+    def _mended(
+        self, packages: Sequence[str], pins: list[str], chosen: Interpreter, wheels_only: bool
+    ) -> Lock:
+        pins, notes = self.mend(packages, pins, _target(chosen), wheels_only)
+        return Lock.of(str(chosen.version), pins, notes)
+
+    def mend(
+        self, packages: Sequence[str], pins: list[str], target: Sequence[str], wheels_only: bool
+    ) -> tuple[list[str], list[str]]:
+        """Resolve again with what the packages forgot to declare (`undeclared`); gives pins and warnings."""
         broken = broken_bounds(pins)
         if not broken:
-            return Lock.of(version, pins)
-        mended = self._pins(
-            [*packages, *(bound.constraint for bound in broken)],
-            chosen,
-            wheels_only=wheels_only,
-            preferred=pins,
-        )
+            return pins, []
+        wanted = [*packages, *(bound.constraint for bound in broken)]
+        mended = self.pins(wanted, target, wheels_only=wheels_only, preferred=pins)
+        if isinstance(mended, uv.Finished):
+            mended = self.pins(wanted, target, wheels_only=wheels_only)
         if not isinstance(mended, uv.Finished) and not broken_bounds(mended):
-            return Lock.of(version, mended)
-        notes = [
+            return mended, []
+        return pins, [
             f"{bound.package}{bound.versions} needs {bound.other}{bound.needed} and does not say so; "
             f"with these pins it may fail when imported - pin {bound.constraint}"
             for bound in broken
         ]
-        return Lock.of(version, pins, notes)
 
-    def _pins(
+    def pins(
         self,
         packages: Sequence[str],
-        interpreter: Interpreter,
+        target: Sequence[str],
         *,
         wheels_only: bool,
         preferred: Sequence[str] = (),
+        constraints: Sequence[str] = (),
     ) -> list[str] | uv.Finished:
         """Run ``uv pip compile``: the pins, or how it ended when nothing fits.
 
+        Args:
+            target: uv's arguments about the Python to choose for.
+            preferred: pins to keep where nothing speaks against it.
+            constraints: what holds for packages that are needed anyway.
         Raises:
             UnavailableError, InvalidInputError, FailedError: it failed for another reason.
         """
@@ -179,12 +189,14 @@ class _Resolution:
             wishes.write_text("\n".join(packages) + "\n", encoding="utf-8")
             # uv prefers the versions that an output file already holds
             result.write_text("".join(f"{pin}\n" for pin in preferred), encoding="utf-8")
+            bounds = Path(folder) / "constraints.txt"
+            bounds.write_text("".join(f"{bound}\n" for bound in constraints), encoding="utf-8")
             arguments = [
                 *["pip", "compile", "--no-header", "--no-annotate"],
-                *["--python", str(interpreter.path)],
+                *target,
                 *(["--only-binary", ":all:"] if wheels_only else []),
                 *self._configuration.uv_arguments(),
-                *["--output-file", str(result), str(wishes)],
+                *["--constraints", str(bounds), "--output-file", str(result), str(wishes)],
             ]
             finished = self._run(arguments)
             if finished.network_failed:
@@ -213,6 +225,10 @@ class _Resolution:
     def _tell(self, message: str) -> None:
         if self._progress is not None:
             self._progress(message)
+
+
+def _target(interpreter: Interpreter) -> list[str]:
+    return ["--python", str(interpreter.path)]
 
 
 def _clash(refusal: uv.Finished, interpreter: Interpreter) -> InvalidInputError:

@@ -26,6 +26,8 @@ _NETWORK = re.compile(
     re.IGNORECASE,
 )
 _MAX_OUTPUT = 8 << 20
+_finding = threading.Lock()
+"""uv asks sysconfig; of two threads that ask first at once one gets None for a text (Python 3.11)."""
 
 
 class KilledError(UnavailableError):
@@ -157,7 +159,8 @@ def find_uv() -> str:
     import uv
 
     try:
-        return str(uv.find_uv_bin())
+        with _finding:
+            return str(uv.find_uv_bin())
     except FileNotFoundError as error:
         found = shutil.which("uv")
         if found is None:

@@ -1,0 +1,106 @@
+"""Compiled modules for images, the same bytes from the same sources.
+
+The root of a container cannot be written to, so what is not compiled when the image is made is compiled anew
+by every process that starts. Compiled modules are a layer of their own on top of the sources: they can be
+made only by a Python of the image's minor version, and only what running the code takes is compiled.
+
+What compileall writes depends on what the process did before (reference counts decide how marshal writes an
+object), on paths and on times. Here modules are marshalled in version 2, which knows no references; carry no
+path, which the import system sets; and are not checked against their source (PEP 552).
+"""
+
+import hashlib
+import importlib.util
+import json
+import os
+import sys
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+
+from flops.core.errors import FailedError
+from flops.images import bytecode, uv
+from flops.images.layer import Entry
+
+MAGIC = importlib.util.MAGIC_NUMBER.hex()
+"""Of what this process compiles; changes with the format."""
+FORM = "1"
+"""Changes with the way modules are compiled here."""
+
+_TIMEOUT_S = 900.0
+_PROGRAM = r"""
+import json, marshal, sys, warnings
+from importlib.util import MAGIC_NUMBER, source_hash
+warnings.simplefilter("ignore")
+for source, target in json.load(open(sys.argv[1])):
+    try:
+        content = open(source, "rb").read()
+        code = compile(content, "", "exec", dont_inherit=True, optimize=0)
+        data = marshal.dumps(code, 2)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        continue  # templates and modules for other versions are no Python
+    with open(target, "wb") as file:
+        file.write(MAGIC_NUMBER + (1).to_bytes(4, "little") + source_hash(content) + data)
+"""
+
+
+def can_compile(python: str) -> bool:
+    """Whether this process's Python compiles for an image's, such as 3.11."""
+    return sys.implementation.name == "cpython" and python == ".".join(map(str, sys.version_info[:2]))
+
+
+def imports_of(files: Iterable[Path]) -> list[str]:
+    """The modules that some Python files import when they are run, sorted."""
+    found: set[str] = set()
+    for path in files:
+        found.update(name for name in bytecode.imports(path, path.stem) if name)
+    return sorted(found)
+
+
+def entries(
+    site: Path,
+    sources: Iterable[tuple[Path, PurePosixPath]],
+    place: str,
+    store: Path,
+    *,
+    environment: Mapping[str, str] = os.environ,
+    cancel: threading.Event | None = None,
+) -> Iterator[Entry]:
+    """The compiled forms of some modules.
+
+    Args:
+        site: the folder that the sources lie in; gone when this ends, what is compiled lies in ``store``.
+        sources: files, and their paths in ``site``.
+        place: where ``site`` is in the image.
+        store: compiled modules by their source: packages share many among platforms and versions.
+    Raises:
+        FailedError: the compiler failed, or ``cancel`` was set.
+    """
+    folder = store / f"{MAGIC}-{FORM}"
+    folder.mkdir(parents=True, exist_ok=True)
+    tag = f"cpython-{sys.version_info[0]}{sys.version_info[1]}"
+    found: dict[str, tuple[Path, str]] = {}
+    for path, relative in sources:
+        name = hashlib.sha256(path.read_bytes()).hexdigest()
+        target = f"{place}/{relative.parent / '__pycache__' / relative.stem}.{tag}.pyc"
+        found[target] = (path, name)
+    missing = {name: path for path, name in found.values() if not (folder / name).exists()}
+    with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as making:
+        wanted = [[str(path), f"{making}/{name}"] for name, path in missing.items()]
+        listed = Path(making) / "wanted.json"
+        listed.write_text(json.dumps(wanted), encoding="utf-8")
+        command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, str(listed)]
+        variables = {**environment, "PYTHONHASHSEED": "0"}
+        finished = uv.start(command, variables, _TIMEOUT_S, None, cancel) if wanted else None
+        if finished is not None and finished.returncode:
+            raise FailedError(
+                f"modules could not be compiled: {finished.stderr[-300:]} - install FLOps again"
+            )
+        for name in missing:
+            made = Path(making) / name
+            if made.exists():
+                made.replace(folder / name)
+    for target, (_, name) in found.items():
+        if (folder / name).exists():
+            yield Entry.copy(target, folder / name, 0o644)
