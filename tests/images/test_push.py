@@ -228,6 +228,11 @@ def test_a_full_registry_says_so_tags_nothing_and_gets_the_rest_later(
         with pytest.raises(DiskFullError, match=f"no space is left in image registry {registry.host}"):
             push(layout, built, reference, parallel=1)
         assert registry.tags("full/disk") == []
+        with (
+            Registry(registry.host, pauses_s=()) as client,
+            pytest.raises(DiskFullError, match="no space is left"),
+        ):
+            push(layout, image(layout, b"another"), Reference(registry.host, "no/room", "1"), registry=client)
         # What broke off keeps its space until it is forgotten.
         assert forget_stale_uploads(folder) == 0
         assert forget_stale_uploads(folder, older_than_s=0) > MB

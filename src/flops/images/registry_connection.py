@@ -11,7 +11,7 @@ import re
 import ssl
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,10 @@ _MAX_ERROR_BYTES = 64 << 10
 _MAX_TOKEN_BYTES = 256 << 10
 _BUSY = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
-_FULL = re.compile(rb"no space left|disk quota exceeded|insufficient storage", re.IGNORECASE)
+# docker-registry gives some failures of its file system as numbers: ENOSPC, EDQUOT.
+_FULL = re.compile(
+    rb'no space left|disk quota exceeded|insufficient storage|"Err": ?(28|122)\b', re.IGNORECASE
+)
 
 
 class TryAgainError(UnavailableError):
@@ -334,6 +337,9 @@ class Connection:
                 f"{self.words} does not speak TLS - give it a certificate, or allow plain HTTP"
             )
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.ProxyError):
+            with suppress(RuntimeError):  # the error knows no request
+                if error.request.url.host != self._root.host:
+                    reason += f", at {error.request.url.host} to which it refers"
             return TryAgainError(
                 f"{self.words} cannot be reached for {subject}: {reason} - start it, "
                 "or name another one in FLOPS_REGISTRY"

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 
 from flops.core.errors import FailedError
 from flops.images.blob_upload import Told
@@ -31,6 +31,7 @@ class Transfers:
         self._lock = threading.Lock()
         self._done: dict[str, int] = {}
         self._failed = threading.Event()
+        self._first: BaseException | None = None
 
     def run(self, work: Callable[[Descriptor, Told], None], parallel: int) -> None:
         """Do ``work`` for every blob; gives back when all have ended.
@@ -43,15 +44,12 @@ class Transfers:
         with ThreadPoolExecutor(parallel, thread_name_prefix="image-blobs") as pool:
             futures = [pool.submit(self._one, work, blob) for blob in blobs]
             try:
-                ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
-                error = next((found for future in ended if (found := future.exception())), None)
-                if error is not None:
-                    raise error
-            except BaseException:
+                wait(futures)
+            except BaseException:  # Ctrl-C: do not wait for blobs of gigabytes
                 self._failed.set()
-                for future in futures:
-                    future.cancel()
                 raise
+        if self._first is not None:
+            raise self._first
 
     def check(self) -> None:
         """Go no further after a failure elsewhere or a request to stop.
@@ -70,6 +68,13 @@ class Transfers:
                 if self._progress is not None:
                     self._progress(sum(self._done.values()), self._total)
 
-        self.check()
-        work(blob, told)
-        told(blob.size)
+        try:
+            self.check()
+            work(blob, told)
+            told(blob.size)
+        except BaseException as error:
+            with self._lock:
+                if self._first is None:
+                    self._first = error
+            self._failed.set()
+            raise
