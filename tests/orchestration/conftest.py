@@ -4,10 +4,11 @@ import os
 import queue
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import docker
 import pytest
 
 from flops.core.ids import ServiceName
@@ -19,10 +20,13 @@ from flops.orchestration import (
     ServiceState,
     ServiceStatus,
 )
+from flops.orchestration.containers import home_id
 from flops.orchestration.docker import DockerOrchestrator
 from flops.orchestration.linux import sweep
+from flops.orchestration.swarm import SwarmOrchestrator
 from tests.conftest import Require
 from tests.engines import IMAGE, PrivateEngine, can_run_engines, private_engine
+from tests.swarms import PrivateSwarm, can_run_swarms, private_swarm
 
 DEADLINE_S = 20.0
 
@@ -118,19 +122,25 @@ class ProcessStage:
         receipt.unlink()
 
 
-class DockerStage:
-    """Services are shells in containers, which evaluate what is written to their pipe."""
+class ContainerStage:
+    """Services are shells in containers, which evaluate what is written to their pipe.
 
-    def __init__(self, folder: Path, engine: PrivateEngine) -> None:
-        self._client = engine.client()
-        self.home = secrets.token_hex(4)
-        self.docker = DockerOrchestrator(
-            folder / "state", folder / "logs", home=self.home, url=engine.url, backoff_s=0.02
-        )
-        self.orchestrator: Orchestrator = self.docker
+    Args:
+        home: by which containers are known.
+        clients: of the engines that they may be on.
+    """
+
+    def __init__(
+        self, orchestrator: Orchestrator, home: str, image: str, clients: Sequence[docker.APIClient]
+    ) -> None:
+        self.orchestrator = orchestrator
+        self.home = home
+        self._image = image
+        self._clients = clients
 
     def close(self) -> None:
-        self._client.close()
+        for client in self._clients:
+            client.close()
 
     def spec(self, name: str, *, project: str = "p-test", restart: bool = False) -> ServiceSpec:
         script = 'mkfifo /tmp/orders; while true; do read -r order < /tmp/orders; eval "$order"; done'
@@ -141,31 +151,49 @@ class DockerStage:
             project,
             restart="on-failure" if restart else "never",
             max_restarts=2,
-            image=IMAGE,
+            image=self._image,
         )
 
     def impossible(self, name: str) -> ServiceSpec:
-        return ServiceSpec(ServiceName(name), ("/no/such/program",), "agent", "p-test", image=IMAGE)
+        return ServiceSpec(ServiceName(name), ("/no/such/program",), "agent", "p-test", image=self._image)
 
     def _order(self, name: str, text: str) -> None:
         labels = [f"flops.home={self.home}", f"flops.service={name}"]
-        (container,) = self._client.containers(filters={"label": labels})
+        ((client, container),) = (
+            (client, container)
+            for client in self._clients
+            for container in client.containers(filters={"label": labels})
+        )
         script = 'until test -p /tmp/orders; do sleep 0.01; done; printf "%s\\n" "$0" > /tmp/orders'
-        order = self._client.exec_create(container["Id"], ["/bin/sh", "-c", script, text])
-        self._client.exec_start(str(order["Id"]))
+        order = client.exec_create(container["Id"], ["/bin/sh", "-c", script, text])
+        client.exec_start(str(order["Id"]))
 
     def end(self, name: str, code: int) -> None:
         self._order(name, f"exit {code}" if code >= 0 else f"kill {code} $$")
 
     def say(self, name: str, text: str) -> None:
-        before = self.docker.logs(ServiceName(name))
+        before = self.orchestrator.logs(ServiceName(name))
         escaped = text.replace("\n", "\\n")  # an order is one line
         self._order(name, f"printf %b '{escaped}'")
         deadline = time.monotonic() + DEADLINE_S
         # The engine passes on whole lines, when it can.
-        while text.endswith("\n") and self.docker.logs(ServiceName(name)) != before + text:
+        while text.endswith("\n") and self.orchestrator.logs(ServiceName(name)) != before + text:
             assert time.monotonic() < deadline, "it was not printed in time"
             time.sleep(0.01)
+
+
+def docker_stage(folder: Path, engine: PrivateEngine) -> ContainerStage:
+    home = secrets.token_hex(4)
+    orchestrator = DockerOrchestrator(
+        folder / "state", folder / "logs", home=home, url=engine.url, backoff_s=0.02
+    )
+    return ContainerStage(orchestrator, home, IMAGE, [engine.client()])
+
+
+def swarm_stage(folder: Path, swarm: PrivateSwarm) -> ContainerStage:
+    orchestrator = SwarmOrchestrator(swarm.manager.url, folder, advertise=swarm.host, backoff_s=0.02)
+    clients = [node.open_client() for node in swarm.nodes]
+    return ContainerStage(orchestrator, home_id(folder), swarm.image, clients)
 
 
 class History:
@@ -196,22 +224,40 @@ def docker_engine(require: Require) -> Iterator[PrivateEngine]:
         yield engine
 
 
-@pytest.fixture(params=["fake", "process", pytest.param("docker", marks=pytest.mark.docker)])
+@pytest.fixture(scope="session")
+def swarm(require: Require) -> Iterator[PrivateSwarm]:
+    """A Docker Swarm of our own, shared by the tests that leave it as it was."""
+    require(can_run_swarms(), "a Docker Swarm that we may start (root, docker.io, docker-registry, iproute2)")
+    with private_swarm() as swarm:
+        yield swarm
+
+
+ADAPTERS = (
+    "fake",
+    "process",
+    pytest.param("docker", marks=pytest.mark.docker),
+    pytest.param("swarm", marks=pytest.mark.swarm),
+)
+
+
+@pytest.fixture(params=ADAPTERS)
 def stage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Stage]:
-    stage: FakeStage | ProcessStage | DockerStage
+    stage: FakeStage | ProcessStage | ContainerStage
     if request.param == "fake":
         stage = FakeStage()
     elif request.param == "process":
         stage = ProcessStage(tmp_path)
+    elif request.param == "docker":
+        stage = docker_stage(tmp_path, request.getfixturevalue("docker_engine"))
     else:
-        stage = DockerStage(tmp_path, request.getfixturevalue("docker_engine"))
+        stage = swarm_stage(tmp_path, request.getfixturevalue("swarm"))
     yield stage
     orchestrator = stage.orchestrator
     orchestrator.stop_many([status.name for status in orchestrator.list()], grace_s=0.0)
     for project in {status.project for status in orchestrator.list()}:
         orchestrator.remove_project(project)
     orchestrator.close()
-    if isinstance(stage, DockerStage):
+    if isinstance(stage, ContainerStage):
         stage.close()
 
 

@@ -8,6 +8,7 @@ import pytest
 from flops.core.errors import ConflictError, FailedError, InvalidInputError, NotFoundError
 from flops.core.ids import ServiceName
 from flops.orchestration import Orchestrator, ServiceSpec, ServiceStatus
+from flops.orchestration.swarm import SwarmOrchestrator
 
 A, B, C = ServiceName("p-test-agent-1"), ServiceName("p-test-agent-2"), ServiceName("p-test-agent-3")
 
@@ -24,7 +25,7 @@ def test_deployed_service_runs(stage: Any, history: Any) -> None:
     assert status.exit_code is None
     assert status.restarts == 0
     assert status.started_at is not None
-    assert status.pid is not None
+    assert (status.pid is not None) == (not isinstance(stage.orchestrator, SwarmOrchestrator))
     assert stage.orchestrator.list() == [status]
 
 
@@ -243,12 +244,15 @@ def test_watcher_may_ask_and_deploy(stage: Any, history: Any) -> None:
 
 
 def test_nodes_say_where_services_run(stage: Any) -> None:
-    (node,) = stage.orchestrator.nodes()
+    nodes = stage.orchestrator.nodes()
 
-    assert node.name
-    assert node.platform in ("linux/amd64", "linux/arm64")
-    assert node.cpus >= 1
-    assert node.memory_mb > 100
+    assert nodes
+    for node in nodes:
+        assert node.name
+        assert node.platform in ("linux/amd64", "linux/arm64")
+        assert node.cpus >= 1
+        assert node.memory_mb > 100
+        assert node.ready
 
 
 def test_closing_twice_is_harmless(stage: Any) -> None:
