@@ -48,11 +48,6 @@ def test_a_wrong_spec_is_refused_with_all_its_problems(client: httpx.Client) -> 
     ("spec", "detail"),
     [
         (
-            {"post_training_steps": ["build_image_for_trained_model"]},
-            "post_training_steps are not possible in this version yet - leave them out; the trained model is "
-            "registered and can be downloaded with 'flops model get'",
-        ),
-        (
             {"training": {"strategy": "FedAgv"}},
             "strategy 'FedAgv' is unknown - did you mean FedAvg?",
         ),

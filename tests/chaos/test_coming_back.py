@@ -162,7 +162,7 @@ def test_a_step_under_which_a_process_is_killed_is_begun_again(
             raise deaths.pop(0)
         return {"done": True}
 
-    monkeypatch.setitem(steps.DATA_STEPS, "data-list", step)
+    monkeypatch.setitem(steps.OWN_STEPS, "data-list", step)
     told: list[str] = []
     if kills < 3:
         assert steps.run_step("data-list", {"home": str(tmp_path)}, told.append) == {"done": True}

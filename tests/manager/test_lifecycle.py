@@ -19,6 +19,7 @@ from flops.manager import deployment
 from flops.manager.cancellation import Cancellation, Cancelled, Places
 from flops.manager.database import open_database
 from flops.manager.grounds import ProgramGround
+from flops.manager.inference import Inference
 from flops.manager.lifecycle import Lifecycle, Surroundings
 from flops.manager.paths import ProjectPaths, data_token_file, read_or_make_token
 from flops.manager.reports import Report
@@ -103,6 +104,7 @@ class World:
         self.store = Store(open_database(self.settings.database), clock, self.fuse)
         self.tracker = Tracker(self.spool, self.store)
         self.cancellation = Cancellation()
+        self.ground = ProgramGround(self.settings)
         self.lifecycle = Lifecycle(
             Surroundings(
                 settings=self.settings,
@@ -112,7 +114,8 @@ class World:
                 clock=clock,
                 step_runner=lambda project: self.steps,
                 places=Places(1),
-                ground=ProgramGround(self.settings),
+                ground=self.ground,
+                inference=Inference(self.store, self.orchestrator, self.ground, clock),
                 support=self._support,
             ),
             PROJECT,

@@ -20,6 +20,7 @@ from flops.core.ids import project_id
 from flops.manager import Manager, parse_report
 
 _MAX_BODY_BYTES = 1 << 20
+_MAX_PREDICTION_BYTES = 16 << 20
 _MAX_REPORTS_BYTES = 64 << 20
 _MAX_MODEL_BYTES = 64 << 30
 SHA256_HEADER = "X-FLOps-SHA256"
@@ -51,11 +52,18 @@ def create_app(manager: Manager, token: str, stop: Callable[[], None]) -> FastAP
         app.include_router(routes, dependencies=guarded)
     # The last one added is the first one asked.
     app.add_middleware(
-        LimitedBody, limit_bytes=lambda path: MAX_UPLOAD_BYTES if path == UPLOAD_PATH else _MAX_BODY_BYTES
+        LimitedBody,
+        limit_bytes=_limit_bytes,
     )
     app.add_middleware(OwnNamesOnly)
     _document_problems(app)
     return app
+
+
+def _limit_bytes(path: str) -> int:
+    if path == UPLOAD_PATH:
+        return MAX_UPLOAD_BYTES
+    return _MAX_PREDICTION_BYTES if path.endswith("/predictions") else _MAX_BODY_BYTES
 
 
 def create_reports_app(manager: Manager) -> FastAPI:

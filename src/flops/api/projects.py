@@ -1,9 +1,10 @@
 """Routes of projects."""
 
+import asyncio
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from flops.api import schemas
@@ -12,6 +13,8 @@ from flops.api.stream import follow
 from flops.core.errors import InvalidInputError
 from flops.core.ids import project_id
 from flops.manager import Manager
+
+_SCORING_TYPES = ("application/json", "text/csv")
 
 
 def project_routes(manager: Manager) -> APIRouter:
@@ -70,6 +73,42 @@ def project_routes(manager: Manager) -> APIRouter:
     )
     def extend_project(project: str, extension: schemas.Extension) -> Any:
         return manager.extend(project_id(project), extension.rounds)
+
+    @routes.put(
+        "/{project}/deployment",
+        response_model=schemas.ProjectView,
+        responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+        summary="Serve the newest model of a project; answers once it predicts",
+    )
+    def deploy(project: str) -> Any:
+        return manager.deploy(project_id(project))
+
+    @routes.delete(
+        "/{project}/deployment",
+        response_model=schemas.ProjectView,
+        responses=documented(HTTPStatus.NOT_FOUND),
+        summary="Serve it no longer",
+    )
+    def undeploy(project: str) -> Any:
+        return manager.undeploy(project_id(project))
+
+    @routes.post(
+        "/{project}/predictions",
+        responses=documented(
+            HTTPStatus.NOT_FOUND, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.SERVICE_UNAVAILABLE
+        ),
+        openapi_extra={"requestBody": {"required": True, "content": {kind: {} for kind in _SCORING_TYPES}}},
+        summary="Ask the served model, in MLflow's scoring protocol; its answer as it is",
+    )
+    async def predict(project: str, request: Request) -> Response:
+        checked = project_id(project)
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type not in _SCORING_TYPES:
+            raise InvalidInputError(
+                f"a prediction's body is of type '{content_type[:60]}' - send " + " or ".join(_SCORING_TYPES)
+            )
+        answer = await asyncio.to_thread(manager.predict, checked, content_type, await request.body())
+        return Response(answer.body, answer.status, media_type=answer.content_type)
 
     @routes.delete(
         "/{project}",

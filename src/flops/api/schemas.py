@@ -70,6 +70,18 @@ class ServiceView(BaseModel):
     pid: int | None
 
 
+class DeploymentView(BaseModel):
+    """A model version that is served, in MLflow's scoring protocol and the Open Inference Protocol."""
+
+    model: str
+    version: int
+    kind: str
+    image: str | None
+    state: str
+    reason: str | None
+    url: str | None
+
+
 class ProjectView(BaseModel):
     id: str
     name: str
@@ -90,6 +102,7 @@ class ProjectView(BaseModel):
     metrics: dict[str, float | None] | None
     best_round: int | None
     model: ModelRef | None
+    deployment: DeploymentView | None
     services: list[ServiceView]
     experiment_url: str | None
 

@@ -131,6 +131,27 @@ class ManagerClient:
         )
         return dict(answer["logs"])
 
+    # served models
+
+    def deploy(self, project: str) -> dict[str, Any]:
+        return self._object("PUT", _path("projects", project, "deployment"), timeout=_LONG_TIMEOUT)
+
+    def undeploy(self, project: str) -> dict[str, Any]:
+        return self._object("DELETE", _path("projects", project, "deployment"))
+
+    def predict(self, project: str, content_type: str, body: bytes) -> dict[str, Any]:
+        """The model's answer, in MLflow's scoring protocol.
+
+        Raises:
+            InvalidInputError: the model does not take this input; its server says why.
+        """
+        return self._object(
+            "POST",
+            _path("projects", project, "predictions"),
+            content=body,
+            headers={"Content-Type": content_type},
+        )
+
     # data
 
     def put_fragment(
@@ -267,6 +288,8 @@ def _check(response: httpx.Response) -> None:
     kind = _BY_CODE.get(problem.get("code", "")) or _BY_STATUS.get(response.status_code)
     if kind is None:
         kind = FailedError if response.is_server_error else InvalidInputError
-    detail = problem.get("detail") or problem.get("title") or response.text[:500].strip()
+    # "message" is how a model's server says it, in MLflow's protocol
+    detail = problem.get("detail") or problem.get("message") or problem.get("title")
+    detail = detail or response.text[:500].strip()
     text = detail if isinstance(detail, str) else str(detail)
     raise kind(text or f"the manager answered with status {response.status_code}")

@@ -205,8 +205,18 @@ def result(project: Mapping[str, Any], progress: Progress) -> Iterator[Text]:
     line.append(label, style="bold")
     line.append(f"  {clean(model.get('uri') or '')}", style="dim")
     yield line
+    deployment = project.get("deployment") or {}
+    if deployment.get("url"):
+        line = Text("served   ")
+        line.append(clean(deployment["url"]), style="bold")
+        yield line
     yield from _next(
         (
+            *(
+                ((f"flops predict {name} --data FILE", "ask the served model"),)
+                if deployment
+                else ((f"flops deploy {name}", "serve the model"),)
+            ),
             (f"flops model get {label}", "download the model"),
             ("flops ui", "compare runs in the browser"),
             (f"flops show {name}", "all about this project"),

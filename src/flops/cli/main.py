@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import typer
 
-from flops.cli import data, models, operate, projects, run
+from flops.cli import data, models, operate, projects, run, serving
 from flops.cli.output import print_error
 from flops.core.errors import FlopsError
 
@@ -22,6 +22,7 @@ run.register(app)
 projects.register(app)
 data.register(app)
 models.register(app)
+serving.register(app)
 operate.register(app)
 
 

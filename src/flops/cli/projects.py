@@ -199,10 +199,20 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
             else None,
         ),
         ("model", f"{model['name']}:{model['version']}  {model.get('uri') or ''}" if model else None),
+        ("served", _served(found.get("deployment"))),
         ("experiment", found.get("experiment_url")),
         ("created", f"{age(found['created'])}, took {duration(end - found['created'])}"),
     ]
     return [(label, str(value)) for label, value in facts if value]
+
+
+def _served(deployment: dict[str, Any] | None) -> str | None:
+    if deployment is None:
+        return None
+    what = f"{deployment['model']}:{deployment['version']}"
+    if deployment["state"] == "running" and deployment.get("url"):
+        return f"{what} at {deployment['url']}"
+    return f"{what} is {deployment['state']}" + (f": {deployment['reason']}" if deployment["reason"] else "")
 
 
 def logs(

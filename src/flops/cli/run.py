@@ -8,7 +8,9 @@ from flops.cli.output import JsonFlag, print_json, say
 from flops.cli.session import ProjectArgument
 
 _PANEL = "Federated training"
-_SPEC, _DATA, _TRAINING = "What", "Data", "Training"
+_SPEC, _DATA, _TRAINING, _AFTER = "What", "Data", "Training", "Afterwards"
+
+_AFTERWARDS = ["build_image_for_trained_model", "deploy_trained_model_image"]
 
 
 def register(app: typer.Typer) -> None:
@@ -170,6 +172,13 @@ def run(
         int | None,
         typer.Option(help="Seed of training, and of --mock's split.", rich_help_panel=_TRAINING),
     ] = None,
+    image: Annotated[
+        bool, typer.Option("--image", help="Build an image of the trained model.", rich_help_panel=_AFTER)
+    ] = False,
+    deploy: Annotated[
+        bool,
+        typer.Option("--deploy", help="Build it and serve the trained model.", rich_help_panel=_AFTER),
+    ] = False,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Start it, print its id, and return.")
     ] = False,
@@ -215,6 +224,7 @@ def run(
             "training.min_available_learners": min_learners,
             "training.min_fit_learners": min_learners,
             "training.seed": seed,
+            "post_training_steps": _AFTERWARDS[: 2 if deploy else 1] if image or deploy else None,
         },
         strategy_param or [],
     )

@@ -32,6 +32,8 @@ class EventKind(StrEnum):
     TRAINING_FINISHED = "training.finished"  # [rounds, best_round, model_file, metrics]
     TRAINING_FAILED = "training.failed"  # [round, reason]
     MODEL_REGISTERED = "model.registered"  # [name, version, round, uri]
+    MODEL_DEPLOYED = "model.deployed"  # [name, version, url, kind, image]
+    MODEL_UNDEPLOYED = "model.undeployed"  # [name, version]
 
 
 @dataclass(frozen=True)

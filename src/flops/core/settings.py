@@ -25,8 +25,8 @@ class Settings:
     """An MLflow tracking URI; None: SQLite and a folder below ``home``."""
     port: int = 0
     """Port of the manager's REST API on loopback; 0: the last one used, else any free one."""
-    orchestrator: str = "process"
-    """What runs a project's services: one of `ORCHESTRATORS`."""
+    orchestrator: str | None = None
+    """What runs projects' services: one of `ORCHESTRATORS`; None: that of last time, else ``process``."""
     docker_host: str | None = None
     """Of `docker` and `swarm`: where the engine answers; None: its usual socket."""
     advertise: str | None = None
@@ -41,8 +41,8 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
         """Raises: ValueError: a variable cannot be understood."""
         home = environment.get("FLOPS_HOME")
-        orchestrator = environment.get("FLOPS_ORCHESTRATOR") or "process"
-        if orchestrator not in ORCHESTRATORS:
+        orchestrator = environment.get("FLOPS_ORCHESTRATOR") or None
+        if orchestrator not in (None, *ORCHESTRATORS):
             raise ValueError(
                 f"FLOPS_ORCHESTRATOR is '{orchestrator[:40]}' - use one of {', '.join(ORCHESTRATORS)}"
             )
@@ -91,6 +91,11 @@ class Settings:
     @property
     def locks_dir(self) -> Path:
         return self.home / "locks"
+
+    @property
+    def containers_dir(self) -> Path:
+        """What a Docker orchestrator knows of its services."""
+        return self.home / "containers"
 
     @property
     def images_dir(self) -> Path:

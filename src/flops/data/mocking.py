@@ -7,12 +7,11 @@ only. Both kinds have a column ``split`` that says "train" or "test".
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from flops.core.errors import InvalidInputError
-from flops.data.client import DataClient
 from flops.data.fragments import Fragment, check_site, check_tags, quoted
 from flops.data.images import with_split
 from flops.data.known import Progress, known_dataset
@@ -24,13 +23,19 @@ if TYPE_CHECKING:
 _TEST = "-test"
 
 
+class Target(Protocol):
+    """Where the data are put: a `DataClient`, or several of them as one."""
+
+    def put(self, table: "pa.Table", tags: Iterable[str], site: str, *, allow_metrics: bool) -> Fragment: ...
+
+
 def tags_of_test_split(tags: Iterable[str]) -> list[str]:
     """The tags under which the test examples of these tags lie: ``mnist-test`` for ``mnist``."""
     return sorted(check_tags(f"{tag}{_TEST}" for tag in tags))
 
 
 def mock(
-    client: DataClient,
+    target: Target,
     dataset: str,
     tags: Iterable[str],
     sites: Sequence[str],
@@ -89,19 +94,19 @@ def mock(
     else:
         parts = dirichlet(labels, len(sites), alpha, seed)
     if not test_split:
-        return _put(client, table, tags, sites, parts)
+        return _put(target, table, tags, sites, parts)
     test = pq.read_table(known_dataset(dataset, datasets_dir, progress, "test"))
     test_parts = iid(test.num_rows, len(sites), seed)
     return [
-        *_put(client, with_split(table, "train"), tags, sites, parts),
-        *_put(client, with_split(test, "test"), tags_of_test_split(tags), sites, test_parts),
+        *_put(target, with_split(table, "train"), tags, sites, parts),
+        *_put(target, with_split(test, "test"), tags_of_test_split(tags), sites, test_parts),
     ]
 
 
 def _put(
-    client: DataClient, table: "pa.Table", tags: Iterable[str], sites: Sequence[str], parts: Sequence[Indices]
+    target: Target, table: "pa.Table", tags: Iterable[str], sites: Sequence[str], parts: Sequence[Indices]
 ) -> list[Fragment]:
     return [
-        client.put(table.take(part), tags, site, allow_metrics=True)
+        target.put(table.take(part), tags, site, allow_metrics=True)
         for site, part in zip(sites, parts, strict=True)
     ]

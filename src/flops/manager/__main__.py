@@ -13,10 +13,11 @@ import time
 from pathlib import Path
 
 from flops.api import serve
-from flops.core.errors import FlopsError, InvalidInputError
+from flops.core.errors import ConflictError, FlopsError, InvalidInputError
 from flops.core.settings import Settings
 from flops.manager.home import claim_home
 from flops.manager.manager import Manager
+from flops.manager.orchestrators import open_orchestrator, open_programs, recall
 
 
 class JsonLines(logging.Formatter):
@@ -38,20 +39,31 @@ class JsonLines(logging.Formatter):
 def main(arguments: list[str] | None = None) -> int:
     """Run a manager; answers the exit code."""
     try:
-        settings = _settings(arguments)
+        settings = recall(_settings(arguments))
         home = claim_home(settings)
     except FlopsError as error:
         return _refuse(error)
     try:
         try:
+            programs = open_programs(settings)
+            orchestrator = open_orchestrator(settings, programs)
             listeners = home.listen(), home.listen_for_reports()
+            remote = home.listen_for_remote_reports(orchestrator.host) if orchestrator.runs_images else None
         except FlopsError as error:
             return _refuse(error)
         _log_to_stderr()
-        manager = Manager(settings)
+        manager = Manager(
+            settings,
+            programs=programs,
+            orchestrator=orchestrator,
+            reports_url=remote.url if remote is not None else None,
+        )
         try:
-            manager.start()
-            serve(manager, home, *listeners)
+            try:
+                manager.start()
+            except ConflictError as error:
+                return _refuse(error)
+            serve(manager, home, *listeners, remote)
             if not manager.active():
                 manager.shut_down()
         finally:

@@ -21,17 +21,26 @@ def mock_tag(project: ProjectId) -> str:
     return f"mock-{project}"
 
 
-def sites(fragments: Sequence[Fragment], tags: Sequence[str], wanted: int | None) -> list[dict[str, Any]]:
-    """The sites whose data are trained on, by name, each with its number of examples.
+def sites(
+    fragments: Sequence[tuple[str, Fragment]], tags: Sequence[str], wanted: int | None
+) -> list[dict[str, Any]]:
+    """The sites whose data are trained on, by name, each with its number of examples and its node.
 
     Args:
+        fragments: each with its node.
         wanted: how many learners; None: every site with data.
     Raises:
         InvalidInputError: no site, or fewer than wanted, hold matching data.
     """
     examples: dict[str, int] = {}
-    for fragment in fragments:
+    nodes: dict[str, str] = {}
+    for node, fragment in fragments:
         examples[fragment.site] = examples.get(fragment.site, 0) + fragment.num_examples
+        if nodes.setdefault(fragment.site, node) != node:
+            raise InvalidInputError(
+                f"site '{fragment.site}' has data on several nodes ({nodes[fragment.site]}, {node}) - a "
+                "learner trains on one node: put them under different sites"
+            )
     tagged = "tagged " + ", ".join(f"'{tag}'" for tag in tags) if tags else "at all"
     if not examples:
         raise InvalidInputError(
@@ -46,4 +55,4 @@ def sites(fragments: Sequence[Fragment], tags: Sequence[str], wanted: int | None
             "put data for more sites with 'flops data put --site', or use --mock"
         )
     chosen = sorted(examples)[: wanted or None]
-    return [{"site": site, "num_examples": examples[site]} for site in chosen]
+    return [{"site": site, "num_examples": examples[site], "node": nodes[site]} for site in chosen]

@@ -7,8 +7,10 @@ node, have in common is a volume.
 """
 
 import json
+import socket
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,8 +23,10 @@ from flops.federation import ReportTo
 from flops.federation.config import Tls
 from flops.manager.paths import ProjectPaths, write_private
 from flops.manager.ports import Ports
-from flops.manager.rows import Learner, Service
+from flops.manager.rows import Deployment, Learner, Service
+from flops.manager.states import EXPORT_ENVIRONMENT
 from flops.orchestration import SECRETS, File, Node, Orchestrator, ServiceSpec, Volume
+from flops.serving.config import ServingConfig, serving_command
 
 if TYPE_CHECKING:
     from flops.manager.authority import Authority
@@ -30,7 +34,11 @@ if TYPE_CHECKING:
 AGGREGATOR = "aggregator"
 AGENT = "agent"
 WORKER = "worker"
-_PROGRAMS = {AGGREGATOR: "flops.federation.aggregator", AGENT: "flops.agent"}
+MODEL = "model"
+"""Serves a trained model; outlives the training."""
+_PROGRAMS = {AGGREGATOR: "flops.federation.aggregator", AGENT: "flops.agent", MODEL: "flops.serving"}
+_MODEL_RESTARTS = 1_000_000
+"""A model is served for as long as its user wants it."""
 
 RUNTIME_PYTHON = "/opt/flops/bin/python"
 """The interpreter of FLOps' own programs in an image."""
@@ -38,6 +46,8 @@ USER_PYTHON = "/opt/user/bin/python"
 """The interpreter of the user's code in an image."""
 _CODE = "/code"
 _INITIAL_MODEL = "/model/initial.safetensors"
+_MODEL = "/model"
+_MODEL_PORT = 8080
 _STATE = "/var/lib/flops"
 _SEAT = "/run/flops/seat"
 DATA_RUN = "/run/flops/data"
@@ -94,6 +104,20 @@ class Ground(Protocol):
         """What the orchestrator runs."""
         ...
 
+    def model(
+        self, deployment: Deployment, folder: str, results: Mapping[str, Mapping[str, Any]]
+    ) -> ServiceSpec:
+        """What serves a trained model; its configuration is written here.
+
+        Args:
+            folder: of the model on this machine.
+        """
+        ...
+
+    def release(self, project: ProjectId) -> None:
+        """The project is forgotten."""
+        ...
+
 
 def config_file(settings: Settings, project: ProjectId, subject: str) -> Path:
     """Where a configuration is kept: an agent's by the name of its learner, an aggregator's by its own."""
@@ -108,11 +132,23 @@ def aggregator_name(project: ProjectId, number: int | None) -> str:
     return f"{project}-{AGGREGATOR}" if number is None else f"{project}-{AGGREGATOR}-{number}"
 
 
+def model_service_name(project: ProjectId) -> ServiceName:
+    return ServiceName(f"{project}-{MODEL}")
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe, suppress(OSError):
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
 class ProgramGround:
     """Programs of this machine."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._ports = Ports(settings.home / "ports.json")
 
     def aggregator(self, project: ProjectId, number: int | None, token: str) -> Quarters:
         paths = ProjectPaths.of(self._settings, project)
@@ -166,6 +202,39 @@ class ProgramGround:
             project=project,
             directory=ProjectPaths.of(self._settings, project).folder,
         )
+
+    def model(
+        self, deployment: Deployment, folder: str, results: Mapping[str, Mapping[str, Any]]
+    ) -> ServiceSpec:
+        project = deployment.project
+        paths = ProjectPaths.of(self._settings, project)
+        name = model_service_name(project)
+        port = self._ports.of(name, is_free=is_free)
+        config = config_file(self._settings, project, MODEL)
+        ServingConfig(
+            name=deployment.model,
+            version=str(deployment.version),
+            model=folder,
+            python=str(results[EXPORT_ENVIRONMENT]["python"]),
+            port=port,
+            log=str(paths.logs / f"{MODEL}.log"),
+        ).write(config)
+        return ServiceSpec(
+            name=name,
+            command=tuple(serving_command(str(config), sys.executable)),
+            role=MODEL,
+            project=project,
+            # A version of its own: an orchestrator takes what has not changed for what it runs already.
+            environment={"FLOPS_MODEL": f"{deployment.model}/{deployment.version}"},
+            directory=paths.folder,
+            restart="on-failure",
+            max_restarts=_MODEL_RESTARTS,
+            port=port,
+            publish=True,
+        )
+
+    def release(self, project: ProjectId) -> None:
+        self._ports.release(project)
 
 
 class ImageGround:
@@ -262,8 +331,32 @@ class ImageGround:
             cpus=spec.resources.vcpus,
         )
 
+    def model(
+        self, deployment: Deployment, folder: str, results: Mapping[str, Mapping[str, Any]]
+    ) -> ServiceSpec:
+        config = config_file(self._settings, deployment.project, MODEL)
+        ServingConfig(
+            name=deployment.model,
+            version=str(deployment.version),
+            model=_MODEL,
+            python=USER_PYTHON,
+            host="0.0.0.0",  # noqa: S104  # of a container's own network; published on loopback only
+            port=_MODEL_PORT,
+        ).write(config)
+        return ServiceSpec(
+            name=model_service_name(deployment.project),
+            command=_command(MODEL),
+            role=MODEL,
+            project=deployment.project,
+            image=deployment.image,
+            files=(File("config.json", config.read_bytes()),),
+            restart="on-failure",
+            max_restarts=_MODEL_RESTARTS,
+            port=_MODEL_PORT,
+            publish=True,
+        )
+
     def release(self, project: ProjectId) -> None:
-        """The project is forgotten."""
         self._ports.release(project)
 
     def _files(self, config: Path) -> tuple[File, ...]:

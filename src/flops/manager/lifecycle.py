@@ -18,10 +18,11 @@ from flops.core.settings import Settings
 from flops.core.spec import ProjectSpec, spec_from_mapping
 from flops.manager import deployment
 from flops.manager.cancellation import Cancellation, Places
-from flops.manager.grounds import AGGREGATOR, Ground
+from flops.manager.grounds import AGGREGATOR, MODEL, Ground
+from flops.manager.inference import Inference
 from flops.manager.packaging import Packaging, parameters_of
 from flops.manager.rows import Project, Service
-from flops.manager.states import CLUSTERS, IMAGES, Observation, State, preparing_steps
+from flops.manager.states import CLUSTERS, DATA, IMAGES, Observation, State, preparing_steps
 from flops.manager.step_process import StepRunner
 from flops.manager.store import Store
 from flops.manager.supervision import Action, Verdict, judge
@@ -48,8 +49,12 @@ class Surroundings:
     """Projects that prepare at the same time."""
     ground: Ground
     """Where its services run."""
+    inference: Inference
+    """Serves what was trained."""
     support: Callable[[], None]
-    """Sees to it that the data server and the recorder run."""
+    """Sees to it that data servers and the recorder run."""
+    step_arguments: Callable[[str], dict[str, Any]] = lambda step: {}
+    """What a step has to know that no project says."""
 
 
 class Lifecycle:
@@ -81,6 +86,8 @@ class Lifecycle:
             project,
             cancellation,
             surroundings.step_runner,
+            surroundings.inference,
+            surroundings.step_arguments,
             lambda: wake(0.0),
         )
         self._wake = wake
@@ -143,11 +150,11 @@ class Lifecycle:
             self._close_steps()
             return self._observe(Observation(prepared=True))
         with self._all.places.take(self._cancellation):
-            if step in ("data", CLUSTERS, IMAGES):
+            if step in (DATA, CLUSTERS, IMAGES):
                 self._all.support()
             self._store.start_step(project.id, step)
             result = self._run(step, results)
-        learners = deployment.learners_of(result["sites"]) if step == "data" else ()
+        learners = deployment.learners_of(result["sites"]) if step == DATA else ()
         self._store.finish_step(project.id, step, result, learners=learners, clusters=result.get("clusters"))
         return True
 
@@ -159,7 +166,7 @@ class Lifecycle:
             self._store.add_event(self._project, EventKind.STEP_PROGRESS, {"step": step, "message": message})
 
         spec = deployment.read_spec(self._all.settings, self._project)
-        arguments = {}
+        arguments = self._all.step_arguments(step)
         if step == "initial-model" and (initial := spec["model"].get("initial")):
             arguments["parameters"] = str(parameters_of(self._store, initial))
         return self._steps.run(
@@ -309,10 +316,11 @@ class Lifecycle:
         self._all.tracker.end(project)
 
     def _stop_services(self, role: str | None = None) -> None:
+        """Those of a role, or all that train; a served model stays."""
         live = [
             status.name
             for status in self._all.orchestrator.list(self._project)
-            if status.live and role in (None, status.role)
+            if status.live and status.role != MODEL and role in (None, status.role)
         ]
         if live:
             self._all.orchestrator.stop_many(live, STOP_GRACE_S)

@@ -27,23 +27,38 @@ from flops.core.ids import ProjectId, ServiceName, new_project_id
 from flops.core.settings import Settings
 from flops.core.spec import ProjectSpec, spec_from_mapping
 from flops.federation import check_strategy
-from flops.manager import choosing, deployment, packaging
+from flops.manager import choosing, deployment, orchestrators, packaging
 from flops.manager.broadcast import Broadcast
 from flops.manager.cancellation import Cancellation, Places
 from flops.manager.database import open_database
-from flops.manager.grounds import ProgramGround
+from flops.manager.grounds import Ground, ImageGround, ProgramGround
+from flops.manager.image_builds import ImageBuilds
+from flops.manager.inference import Answer, Inference
 from flops.manager.lifecycle import Surroundings
+from flops.manager.nodes import Nodes
+from flops.manager.orchestrators import open_programs
 from flops.manager.paths import ProjectPaths
 from flops.manager.reconciler import SOON_S, Reconciler
 from flops.manager.reports import Report
-from flops.manager.states import PAUSABLE, REGISTER, Observation, State, preparing_steps
+from flops.manager.sources import SOURCES
+from flops.manager.states import (
+    CLUSTERS,
+    DATA,
+    IMAGES,
+    MODEL_IMAGE,
+    PAUSABLE,
+    REGISTER,
+    Observation,
+    State,
+    preparing_steps,
+)
 from flops.manager.step_process import StepProcess, StepRunner
 from flops.manager.store import Store
 from flops.manager.support import Support
 from flops.manager.tracker import Tracker
 from flops.manager.uploads import Upload
 from flops.manager.views import model_view, project_view
-from flops.orchestration import Orchestrator, ProcessOrchestrator
+from flops.orchestration import Orchestrator, ServiceStatus
 from flops.tracking import Spool
 
 log = logging.getLogger(__name__)
@@ -59,14 +74,19 @@ class Manager:
     """Everything that happens on one FLOPS_HOME. `start` once, `close` at the end.
 
     Args:
-        orchestrator, step_runner, clock: replaced in tests; default: processes of this machine.
+        programs: runs programs of this machine; None: processes.
+        orchestrator: runs projects' services; None: ``programs`` does.
+        reports_url: where services that are images report; needed by an orchestrator that runs them.
+        step_runner, clock: replaced in tests.
     """
 
     def __init__(
         self,
         settings: Settings,
         *,
+        programs: Orchestrator | None = None,
         orchestrator: Orchestrator | None = None,
+        reports_url: str | None = None,
         step_runner: Callable[[ProjectId], StepRunner] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -77,12 +97,22 @@ class Manager:
         _claim_run_dir(settings.run_dir)
         self.broadcast = Broadcast()
         self._store = Store(open_database(settings.database), self._clock, self.broadcast.notify)
-        self._orchestrator = orchestrator or ProcessOrchestrator(
-            settings.services_dir, settings.logs_dir / "services"
-        )
-        self._support = Support(settings, self._orchestrator)
+        self._programs = programs or orchestrator or open_programs(settings)
+        self._orchestrator = orchestrator or self._programs
+        self._builds = ImageBuilds(settings, self._programs, self._orchestrator, self._call_step)
+        self._ground: Ground = ProgramGround(settings)
+        self._nodes: Nodes | None = None
+        if self._orchestrator.runs_images:
+            from flops.manager.authority import Authority  # managers of programs need none of it
+
+            assert reports_url is not None
+            authority = Authority(settings.authority_dir)
+            self._ground = ImageGround(settings, self._orchestrator, authority, reports_url)
+            self._nodes = Nodes(settings, self._orchestrator, authority, self._builds.runtime_image)
+        self._support = Support(settings, self._programs, data=self._nodes is None)
         self._spool = Spool(settings.spool_dir)
         self._tracker = Tracker(self._spool, self._store)
+        self._inference = Inference(self._store, self._orchestrator, self._ground, self._clock)
         self._reconciler = Reconciler(
             Surroundings(
                 settings=settings,
@@ -92,8 +122,10 @@ class Manager:
                 clock=self._clock,
                 step_runner=step_runner or self._step_process,
                 places=Places(PREPARING_AT_ONCE),
-                ground=ProgramGround(settings),
-                support=self._support.ensure,
+                ground=self._ground,
+                inference=self._inference,
+                support=self._ensure_support,
+                step_arguments=self._step_arguments,
             )
         )
         self._data_calls = threading.BoundedSemaphore(_DATA_CALLS_AT_ONCE)
@@ -105,7 +137,9 @@ class Manager:
 
     def start(self) -> None:
         """Go on with everything that was left; start what the manager itself needs, in the background."""
+        orchestrators.remember(self.settings, self._store.unsettled())
         self._remove_orphans()
+        self._inference.start_all()
         self._reconciler.start()
         self._results_thread.start()
         threading.Thread(target=self._start_support, name="flops-support", daemon=True).start()
@@ -118,7 +152,9 @@ class Manager:
         self._reconciler.close()
         self._results_thread.join()
         self._results.close()
+        self._inference.close()
         self._orchestrator.close()
+        self._programs.close()
         self._store.close()
 
     # projects
@@ -131,7 +167,7 @@ class Manager:
                 cannot do.
         """
         spec = spec_from_mapping(mapping)
-        _check_possible(spec)
+        _check_possible(spec, images=self._orchestrator.runs_images)
         if spec.model.initial is not None:
             packaging.parameters_of(self._store, spec.model.initial)
         project = new_project_id()
@@ -149,6 +185,7 @@ class Manager:
     def project(self, project: ProjectId) -> dict[str, Any]:
         """Raises: NotFoundError: there is no such project."""
         row = self._store.project(project)
+        statuses: dict[str, ServiceStatus] = {one.name: one for one in self._orchestrator.list(project)}
         return project_view(
             row,
             steps=self._store.steps(project),
@@ -156,7 +193,8 @@ class Manager:
             clusters=self._store.clusters(project),
             models=self._store.models(project),
             services=self._store.services(project),
-            statuses={status.name: status for status in self._orchestrator.list(project)},
+            statuses=statuses,
+            deployment=self._inference.view(project, statuses),
             ui_url=self._support.ui_url(),
         )
 
@@ -210,7 +248,8 @@ class Manager:
                 advice = f"it goes on by itself, watch it with 'flops attach {project}'"
             raise ConflictError(f"project {project} is {before.state} - {advice}")
         done = self._store.steps(project)
-        prepared = all(step in done for step in preparing_steps(before.spec["training"]["mode"]))
+        mode, images = before.spec["training"]["mode"], self._orchestrator.runs_images
+        prepared = all(step in done for step in preparing_steps(mode, images=images))
         self._store.observe(
             project, Observation(resume_requested=True, prepared=prepared), "resume was requested"
         )
@@ -265,6 +304,7 @@ class Manager:
             self._call_data("data-drop", {"tag": choosing.mock_tag(project)})
         self._store.delete_project(project)
         self._orchestrator.remove_project(project)
+        self._ground.release(project)
         self._tracker.remove(project)
         shutil.rmtree(ProjectPaths.of(self.settings, project).folder, ignore_errors=True)
 
@@ -326,6 +366,25 @@ class Manager:
             InvalidInputError: that is no SHA-256.
         """
         return Upload(ProjectPaths.of(self.settings, project).uploads, sha256)
+
+    # served models
+
+    def deploy(self, project: ProjectId) -> dict[str, Any]:
+        """Serve the newest model of a project; see `Inference.deploy`."""
+        self._store.project(project)
+        self._inference.deploy(project)
+        return self.project(project)
+
+    def undeploy(self, project: ProjectId) -> dict[str, Any]:
+        """Serve it no longer; see `Inference.undeploy`."""
+        self._store.project(project)
+        self._inference.undeploy(project)
+        return self.project(project)
+
+    def predict(self, project: ProjectId, content_type: str, body: bytes) -> Answer:
+        """See `Inference.predict`."""
+        self._store.project(project)
+        return self._inference.predict(project, content_type, body)
 
     # data
 
@@ -410,6 +469,9 @@ class Manager:
                 self.stop(row.id)
         for project in self._store.unsettled():  # also those that have just failed
             self._reconciler.wait_settled(project, STOP_TIMEOUT_S)
+        self._inference.stop_all()
+        if self._nodes is not None:
+            self._nodes.stop()
         self._support.stop()
 
     def active(self) -> bool:
@@ -420,7 +482,10 @@ class Manager:
         return StepProcess(ProjectPaths.of(self.settings, project).logs / "preparation.log")
 
     def _call_data(self, step: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        self._support.ensure()
+        self._ensure_support()
+        return self._call_step(step, {**arguments, **self._step_arguments(DATA)})
+
+    def _call_step(self, step: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         with self._data_calls, self._one_step_process() as process:
             return process.run(
                 step,
@@ -437,9 +502,22 @@ class Manager:
         finally:
             process.close()
 
+    def _ensure_support(self) -> None:
+        self._support.ensure()
+        if self._nodes is not None:
+            self._nodes.ensure()
+
+    def _step_arguments(self, step: str) -> dict[str, Any]:
+        """What a step has to know of the orchestrator's nodes and of images, beside its project."""
+        if step in (IMAGES, MODEL_IMAGE):
+            return self._builds.arguments()
+        if step in (DATA, CLUSTERS) and self._nodes is not None:
+            return {SOURCES: self._nodes.sources()}
+        return {}
+
     def _start_support(self) -> None:
         try:
-            self._support.ensure()
+            self._ensure_support()
         except FlopsError as error:
             log.warning("%s", error)
 
@@ -472,11 +550,11 @@ class Manager:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _check_possible(spec: ProjectSpec) -> None:
-    if spec.post_training_steps:
+def _check_possible(spec: ProjectSpec, *, images: bool) -> None:
+    if images and spec.training.virtual:
         raise InvalidInputError(
-            "post_training_steps are not possible in this version yet - leave them out; the trained model "
-            "is registered and can be downloaded with 'flops model get'"
+            "training.virtual shares processes between learners, which containers do not - leave it out, or "
+            "run the project on the orchestrator 'process'"
         )
     check_strategy(spec.training.strategy.name, spec.training.strategy.parameters)
 

@@ -19,12 +19,21 @@ from flops.core.events import EventKind
 from flops.core.ids import ProjectId
 from flops.core.settings import Settings
 from flops.manager.cancellation import Cancellation, Cancelled
+from flops.manager.inference import Inference
 from flops.manager.paths import ProjectPaths, models_dir
 from flops.manager.rows import Model, Project
-from flops.manager.states import EXPORT, EXPORT_ENVIRONMENT, REGISTER, Observation
+from flops.manager.states import (
+    EXPORT,
+    EXPORT_ENVIRONMENT,
+    MODEL_IMAGE,
+    REGISTER,
+    Observation,
+    post_training_steps,
+)
 from flops.manager.step_process import StepRunner
 from flops.manager.store import Store, Superseded
 from flops.manager.tracker import Tracker
+from flops.manager.uploads import upload_path
 from flops.tracking import Result
 
 log = logging.getLogger(__name__)
@@ -45,6 +54,8 @@ class Packaging:
         project: ProjectId,
         cancellation: Cancellation,
         step_runner: Callable[[ProjectId], StepRunner],
+        inference: Inference,
+        step_arguments: Callable[[str], dict[str, Any]],
         wake: Callable[[], None],
     ) -> None:
         self._settings = settings
@@ -54,6 +65,8 @@ class Packaging:
         self._project = project
         self._cancellation = cancellation
         self._step_runner = step_runner
+        self._inference = inference
+        self._step_arguments = step_arguments
         self._wake = wake
         self._thread: threading.Thread | None = None
         self._deadline: float | None = None
@@ -80,6 +93,10 @@ class Packaging:
             return True
         if REGISTER not in results:
             return self._register(project, results)
+        for step in post_training_steps(project.spec.get("post_training_steps") or ()):
+            if step not in results:
+                self._after_training(step, project, request)
+                return True
         self._store.observe(project.id, Observation(packaged=True))
         return True
 
@@ -115,6 +132,22 @@ class Packaging:
             self._store.start_step(project.id, EXPORT)
             self._store.finish_step(project.id, EXPORT, {"error": failed})
 
+    def _after_training(self, step: str, project: Project, request: Mapping[str, Any]) -> None:
+        """Make an image of the registered model, or serve it; a failure is the result, and a warning."""
+        models = self._store.models(project.id)
+        if step == MODEL_IMAGE:
+            arguments = {**self._step_arguments(step), "model": None}
+            if models:
+                arguments |= {"model": models[0].folder, "name": models[0].name, "version": models[0].version}
+            self._run(step, {**request, "arguments": arguments}, "the model's image was not built")
+            return
+        self._store.start_step(project.id, step)
+        try:
+            result = self._inference.deploy(project.id, self._cancellation)
+        except FlopsError as error:
+            result = {"error": str(error), "warnings": [f"the model is not served: {error}"]}
+        self._store.finish_step(project.id, step, result)
+
     def _folder(self, project: Project) -> Path:
         return ProjectPaths.of(self._settings, project.id).export(_rounds(project))
 
@@ -125,11 +158,23 @@ class Packaging:
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f".{path.name}.new")
             aside.unlink(missing_ok=True)  # of an attempt that was cut off
-            _link((project.training or {})["model_file"], str(aside))
+            _link(self._trained(project), str(aside))
             aside.replace(path)
         return path
 
-    def _run(self, step: str, request: Mapping[str, Any]) -> None:
+    def _trained(self, project: Project) -> str:
+        """The file that the aggregator wrote, or sent where it writes to no disk of this machine."""
+        training = project.training or {}
+        if (sha256 := training.get("model_sha256")) is not None:
+            return str(upload_path(ProjectPaths.of(self._settings, project.id).uploads, str(sha256)))
+        return str(training["model_file"])
+
+    def _run(
+        self,
+        step: str,
+        request: Mapping[str, Any],
+        consequence: str = "the model is kept as bare parameters, it could not be exported",
+    ) -> None:
         """Run one step; its failure is its result, and a warning."""
         self._store.start_step(self._project, step)
         runner = self._step_runner(self._project)
@@ -142,8 +187,7 @@ class Packaging:
         except DiskFullError:
             raise
         except FlopsError as error:
-            warning = f"the model is kept as bare parameters, it could not be exported: {error}"
-            result = {"error": str(error), "warnings": [warning]}
+            result = {"error": str(error), "warnings": [f"{consequence}: {error}"]}
         finally:
             runner.close()
         self._store.finish_step(self._project, step, result)

@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from flops.core.errors import FailedError
@@ -18,8 +19,12 @@ class Ports:
         self._path = path
         self._lock = threading.Lock()
 
-    def of(self, service: str) -> int:
-        """The port of a service: the same one each time."""
+    def of(self, service: str, is_free: Callable[[int], bool] = lambda port: True) -> int:
+        """The port of a service: the same one each time.
+
+        Args:
+            is_free: whether nobody else has it, as far as is known; asked before it is chosen.
+        """
         with self._lock:
             taken = self._read()
             if service not in taken:
@@ -29,7 +34,8 @@ class Ports:
                         f"no port is left for service {service} - remove projects with 'flops rm'"
                     )
                 # At random, so that two managers on the same nodes seldom choose the same.
-                taken[service] = random.choice(sorted(free))  # noqa: S311
+                shuffled = random.sample(sorted(free), len(free))
+                taken[service] = next(filter(is_free, shuffled), shuffled[0])
                 write_private_json(self._path, taken)
             return taken[service]
 

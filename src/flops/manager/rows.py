@@ -83,6 +83,21 @@ class Cluster:
 
 
 @dataclass(frozen=True)
+class Deployment:
+    """A model version that is served, or was until ``stopped``."""
+
+    project: ProjectId
+    model: str
+    version: int
+    kind: str
+    """How it is loaded: ``mlflow`` or ``onnx``."""
+    image: str | None
+    """What runs; None: a program of this machine."""
+    created: float
+    stopped: bool = False
+
+
+@dataclass(frozen=True)
 class Model:
     """A registered version of a model; ``folder`` holds our copy of it, where there is one."""
 

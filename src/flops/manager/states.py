@@ -12,6 +12,7 @@ Nothing here does anything; the store commits what these functions answer, the r
 afterwards.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -37,7 +38,8 @@ PAUSABLE = frozenset({State.SUBMITTED, State.PREPARING, State.DEPLOYING, State.T
 ENDING = frozenset({State.STOPPING, State.PAUSING})
 """What is still under way is given up."""
 
-PREPARING_STEPS = ("fetch", "check-contract", "lock", "environment", "initial-model", "data")
+DATA = "data"
+PREPARING_STEPS = ("fetch", "check-contract", "lock", "environment", "initial-model", DATA)
 CLUSTERS = "clusters"
 """The last step of preparing a hierarchy."""
 IMAGES = "images"
@@ -45,6 +47,10 @@ IMAGES = "images"
 EXPORT_ENVIRONMENT = "export-environment"
 EXPORT = "export"
 REGISTER = "register"
+MODEL_IMAGE = "model-image"
+DEPLOY = "deploy-model"
+_POST_TRAINING = {"build_image_for_trained_model": MODEL_IMAGE, "deploy_trained_model_image": DEPLOY}
+"""Names of the specification's steps here."""
 
 
 def preparing_steps(mode: str, *, images: bool = False) -> tuple[str, ...]:
@@ -60,6 +66,12 @@ def preparing_steps(mode: str, *, images: bool = False) -> tuple[str, ...]:
         *data,
         *((CLUSTERS,) if mode == "hierarchical" else ()),
     )
+
+
+def post_training_steps(wanted: Iterable[str]) -> tuple[str, ...]:
+    """What is done with a registered model, in order; `wanted` in the specification's words."""
+    asked = {_POST_TRAINING[name] for name in wanted}
+    return tuple(step for step in _POST_TRAINING.values() if step in asked)
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,14 @@ from flops.core.errors import ConflictError, FailedError, FlopsError, InvalidInp
 from flops.core.ids import ProjectId
 from flops.core.settings import Settings
 from flops.core.spec import ClustersSpec, ProjectSpec, spec_from_mapping
-from flops.manager import choosing, clustering
+from flops.manager import choosing, clustering, image_steps
 from flops.manager.paths import ProjectPaths, data_token_file
-from flops.manager.states import CLUSTERS
+from flops.manager.sources import SOURCES, Source, Sources
+from flops.manager.states import CLUSTERS, DATA, IMAGES, MODEL_IMAGE
 from flops.manager.step_process import Progress
 
 if TYPE_CHECKING:
-    from flops.data import DataClient, Fragment
+    from flops.data import Fragment
     from flops.images import Lock
     from flops.repo import Contract, InitialModel
 
@@ -76,8 +77,8 @@ def run_step(step: str, request: Mapping[str, Any], progress: Progress) -> dict[
 def _run(step: str, request: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     settings = Settings(home=Path(request["home"]))
     try:
-        if step in DATA_STEPS:
-            return DATA_STEPS[step](settings, request.get("arguments", {}), progress)
+        if step in OWN_STEPS:
+            return OWN_STEPS[step](settings, request.get("arguments", {}), progress)
         work = Work(
             settings,
             ProjectId(request["project"]),
@@ -114,7 +115,7 @@ def fetch(work: Work) -> dict[str, Any]:
 
 def check_contract(work: Work) -> dict[str, Any]:
     """Which contract the repository keeps, and what it says it needs."""
-    contract = _inspect(work)
+    contract = inspect_repository(work)
     if contract.kind != "flops":
         raise InvalidInputError(
             f"'{work.spec.redacted_repo}' is a {contract.kind} app - this version runs repositories with a "
@@ -125,7 +126,7 @@ def check_contract(work: Work) -> dict[str, Any]:
 
 def lock(work: Work) -> dict[str, Any]:
     """The repository's dependencies with every version decided."""
-    found = _resolve(work)
+    found = resolve(work)
     return {"hash": found.hash, "python": found.python, "warnings": list(found.warnings)}
 
 
@@ -202,9 +203,10 @@ def data(work: Work) -> dict[str, Any]:
             seed=mock.seed,
             num_examples=mock.num_examples,
             progress=work.progress,
+            sources=work.arguments.get(SOURCES),
         )
-    with _data_client(work.settings) as client:
-        found = client.list(tags)
+    with _sources(work.settings, work.arguments) as sources:
+        found = sources.list(tags)
     sites = choosing.sites(found, tags, wanted)
     if mock is not None and mock.test_split:
         from flops.data import tags_of_test_split
@@ -222,15 +224,15 @@ def clusters(work: Work) -> dict[str, Any]:
     warnings: list[str] = []
     labels: dict[str, dict[str, set[str]]] = {site: {} for site in sites}
     histograms: dict[str, Mapping[str, int]] = {}
-    with _data_client(work.settings) as client:
+    with _sources(work.settings, work.arguments) as sources:
         if wanted.by == "label":
-            for fragment in client.list(tags):
+            for _, fragment in sources.list(tags):
                 for name, value in fragment.labels.items():
                     labels.get(fragment.site, {}).setdefault(name, set()).add(value)
         if wanted.by == "distribution":
             for site in sites:
                 try:
-                    histograms[site] = client.histogram(tags, site, wanted.epsilon)
+                    histograms[site] = sources.histogram(tags, site, wanted.epsilon)
                 except (ConflictError, InvalidInputError) as error:
                     warnings.append(f"site '{site}' is put into a cluster by size alone: {error}")
     formed = clustering.form(
@@ -252,7 +254,7 @@ def clusters(work: Work) -> dict[str, Any]:
 def export_environment(work: Work) -> dict[str, Any]:
     """The user's environment plus what writing a model in MLflow's format takes."""
     os.nice(10)  # learners start at the same time, and nobody waits for this yet
-    return _environment(work, extra=_export_extra(work))
+    return _environment(work, extra=export_extra(work))
 
 
 def export(work: Work) -> dict[str, Any]:
@@ -291,40 +293,45 @@ def data_put(settings: Settings, arguments: Mapping[str, Any], progress: Progres
     """Put one Parquet file as a fragment."""
     from flops.data import read_table
 
-    with _data_client(settings) as client:
-        fragment = client.put(
+    with _sources(settings, arguments) as sources:
+        node, fragment = sources.put_on(
+            arguments.get("node"),
             read_table(Path(arguments["file"])),
             arguments["tags"],
             arguments["site"],
             allow_metrics=arguments["allow_metrics"],
             labels=arguments.get("labels"),
         )
-    return {"fragment": fragment.to_json()}
+    return {"fragment": {**fragment.to_json(), "node": node}}
 
 
 def data_list(settings: Settings, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """List fragments with any of the tags."""
-    with _data_client(settings) as client:
-        found = client.list(arguments["tags"], arguments["site"])
-    return {"fragments": [fragment.to_json() for fragment in found]}
+    with _sources(settings, arguments) as sources:
+        found = sources.list(arguments["tags"], arguments["site"])
+    return {"fragments": [{**fragment.to_json(), "node": node} for node, fragment in found]}
 
 
 def data_drop(settings: Settings, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Drop fragments, by id or by tag."""
-    with _data_client(settings) as client:
+    with _sources(settings, arguments) as sources:
         if "id" in arguments:
-            client.drop(arguments["id"])
+            sources.drop(arguments["id"])
         else:
             from flops.data import tags_of_test_split
 
-            client.drop(tags=[arguments["tag"], *tags_of_test_split([arguments["tag"]])])
+            sources.drop(tags=[arguments["tag"], *tags_of_test_split([arguments["tag"]])])
     return {}
 
 
 def data_mock(settings: Settings, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Partition a known data set over sites."""
-    fragments = _mock(settings, **arguments, progress=progress)
-    return {"fragments": [fragment.to_json() for fragment in fragments]}
+    made = {fragment.id for fragment in _mock(settings, **arguments, progress=progress)}
+    with _sources(settings, arguments) as sources:
+        found = sources.list(arguments["tags"])
+    return {
+        "fragments": [{**fragment.to_json(), "node": node} for node, fragment in found if fragment.id in made]
+    }
 
 
 PROJECT_STEPS: dict[str, Callable[[Work], dict[str, Any]]] = {
@@ -333,12 +340,15 @@ PROJECT_STEPS: dict[str, Callable[[Work], dict[str, Any]]] = {
     "lock": lock,
     "environment": environment,
     "initial-model": initial_model,
-    "data": data,
+    DATA: data,
     CLUSTERS: clusters,
     "export-environment": export_environment,
     "export": export,
+    IMAGES: image_steps.images,
+    MODEL_IMAGE: image_steps.model_image,
 }
-DATA_STEPS: dict[str, Callable[[Settings, Mapping[str, Any], Progress], dict[str, Any]]] = {
+OWN_STEPS: dict[str, Callable[[Settings, Mapping[str, Any], Progress], dict[str, Any]]] = {
+    **image_steps.IMAGE_STEPS,
     "data-put": data_put,
     "data-list": data_list,
     "data-drop": data_drop,
@@ -350,28 +360,28 @@ def _flavor(work: Work) -> str | None:
     return work.spec.model.flavor or work.results["initial-model"].get("flavor")
 
 
-def _export_extra(work: Work) -> tuple[str, ...]:
+def export_extra(work: Work) -> tuple[str, ...]:
     return _EXPORT_EXTRA + _EXPORT_EXTRA_OF_FLAVOR.get(_flavor(work) or "", ())
 
 
 def _model_requirements(work: Work) -> list[str]:
     """The lock of the learners, and what the saved model needs to be loaded with it."""
-    own = _resolve(work).packages
-    added = _resolve(work, _export_extra(work)).packages
+    own = resolve(work).packages
+    added = resolve(work, export_extra(work)).packages
     return sorted({*own, *(pin for pin in added if pin.startswith(_NEEDED_TO_LOAD))})
 
 
-def _inspect(work: Work) -> "Contract":
+def inspect_repository(work: Work) -> "Contract":
     from flops import repo
 
     return repo.inspect(Path(work.results["fetch"]["path"]))
 
 
-def _resolve(work: Work, extra: tuple[str, ...] = ()) -> "Lock":
+def resolve(work: Work, extra: tuple[str, ...] = ()) -> "Lock":
     """Resolved once for the same requirements; then read from the cache of locks."""
     from flops import images
 
-    wanted = _inspect(work).requirements
+    wanted = inspect_repository(work).requirements
     return images.resolve(
         wanted.packages,
         cache=work.settings.locks_dir,
@@ -384,7 +394,7 @@ def _resolve(work: Work, extra: tuple[str, ...] = ()) -> "Lock":
 def _environment(work: Work, extra: tuple[str, ...]) -> dict[str, Any]:
     from flops import images
 
-    found = _resolve(work, extra)
+    found = resolve(work, extra)
     made = images.ensure_environment(
         found,
         work.settings.environments_dir,
@@ -399,19 +409,30 @@ def _environment(work: Work, extra: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
+def modules_of_serving(work: Work) -> tuple[str, ...]:
+    """What a predictor imports before it answers."""
+    loads = f"mlflow.{_flavor(work) or 'pyfunc'}"
+    return (loads, "mlflow.pyfunc", "mlflow.pyfunc.scoring_server", "pandas", "cloudpickle", "skops.io")
+
+
 def _modules_of_export(work: Work) -> tuple[str, ...]:
     """What an export imports: compiling only that is a tenth of the work."""
     return (f"mlflow.{_flavor(work) or 'pyfunc'}", "mlflow.models", "pandas", "cloudpickle", "skops.io")
 
 
-def _data_client(settings: Settings) -> "DataClient":
-    from flops.data import DataClient, read_token, unix_location
+def _sources(settings: Settings, arguments: Mapping[str, Any]) -> Sources:
+    """The data servers that the manager names; without any, that of this machine."""
+    from flops.data import read_token, unix_location
 
-    return DataClient(unix_location(settings.data_socket), read_token(data_token_file(settings)))
+    named = [Source(**source) for source in arguments.get(SOURCES) or ()]
+    return Sources(
+        named or [Source("", unix_location(settings.data_socket))], read_token(data_token_file(settings))
+    )
 
 
 def _mock(settings: Settings, *, progress: Progress, **arguments: Any) -> "list[Fragment]":
     from flops.data import mock
 
-    with _data_client(settings) as client:
-        return mock(client, datasets_dir=settings.datasets_dir, progress=progress, **arguments)
+    with _sources(settings, arguments) as sources:
+        arguments.pop(SOURCES, None)
+        return mock(sources, datasets_dir=settings.datasets_dir, progress=progress, **arguments)

@@ -18,10 +18,12 @@ from flops.manager import tables
 from flops.manager.clustering import with_ancestors
 from flops.manager.database import reading, writing
 from flops.manager.reports import Report, apply_report
-from flops.manager.rows import Cluster, Learner, Model, Project, Service
+from flops.manager.rows import Cluster, Deployment, Learner, Model, Project, Service
 from flops.manager.states import (
+    DEPLOY,
     ENDING,
     EXPORT,
+    MODEL_IMAGE,
     REGISTER,
     RESTING,
     TERMINAL,
@@ -32,6 +34,8 @@ from flops.manager.states import (
 
 _TOLD_OF_STEPS = ("initial",)
 """What of a step's result stands in its event."""
+_OF_ONE_MODEL = (EXPORT, REGISTER, MODEL_IMAGE, DEPLOY)
+"""Steps that an extended project goes through again."""
 
 
 class Superseded(Exception):
@@ -166,7 +170,7 @@ class Store:
                 self._start_anew(connection, project)
             table = tables.steps
             connection.execute(
-                sa.delete(table).where(table.c.project == project, table.c.name.in_([EXPORT, REGISTER]))
+                sa.delete(table).where(table.c.project == project, table.c.name.in_(_OF_ONE_MODEL))
             )
             connection.execute(
                 sa.update(tables.projects)
@@ -458,6 +462,35 @@ class Store:
                 f"there is no version {version} of a model '{name[:80]}' - see 'flops models'"
             )
         return _to_model(row)
+
+    # served models
+
+    def deployment(self, project: ProjectId) -> Deployment | None:
+        return next((one for one in self.deployments() if one.project == project), None)
+
+    def deployments(self) -> list[Deployment]:
+        """Of all projects, ended ones too."""
+        with reading(self._engine) as connection:
+            rows = connection.execute(sa.select(tables.deployments))
+            return [Deployment(**dict(row._mapping)) for row in rows]
+
+    def set_deployment(self, deployment: Deployment, told: Mapping[str, Any] | None = None) -> None:
+        """Commit what is served for a project, or no longer is.
+
+        Args:
+            told: data of its event; None: there is no event.
+        Raises:
+            NotFoundError: there is no such project.
+        """
+        table, project = tables.deployments, deployment.project
+        with writing(self._engine) as connection:
+            self._state(connection, project)
+            connection.execute(sa.delete(table).where(table.c.project == project))
+            connection.execute(sa.insert(table).values(**vars(deployment)))
+            if told is not None:
+                kind = EventKind.MODEL_UNDEPLOYED if deployment.stopped else EventKind.MODEL_DEPLOYED
+                self._add_event(connection, project, kind, told)
+        self.on_change(project)
 
     # inside a transaction
 

@@ -31,10 +31,16 @@ _LOOK_AGAIN_S = 0.02
 
 
 class Support:
-    """Keeps the manager's services running. Safe from any thread."""
+    """Keeps the manager's services running. Safe from any thread.
 
-    def __init__(self, settings: Settings, orchestrator: Orchestrator) -> None:
+    Args:
+        orchestrator: runs programs of this machine.
+        data: whether this machine's data server is one of them.
+    """
+
+    def __init__(self, settings: Settings, orchestrator: Orchestrator, *, data: bool = True) -> None:
         self._settings = settings
+        self._data = data
         self._orchestrator = orchestrator
         self._lock = threading.Lock()
         self._data_ready = settings.run_dir / "data.ready"
@@ -47,8 +53,11 @@ class Support:
         """
         with self._lock:
             read_or_make_token(data_token_file(self._settings))
-            self._deploy(_DATA, "data", self._data_command())
+            if self._data:
+                self._deploy(_DATA, "data", self._data_command())
             self._deploy(_RECORDER, "recorder", self._recorder_command())
+        if not self._data:
+            return
         deadline = time.monotonic() + _READY_TIMEOUT_S
         # A file system tells of nothing by itself; this is waited for once in the data server's life.
         while not self._data_ready.exists():

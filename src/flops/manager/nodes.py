@@ -1,0 +1,174 @@
+"""What images need before a project's services can run on an orchestrator's nodes: an image registry that
+they pull from, the image of FLOps' own programs, and on every node a data server.
+
+The data servers are services of the same orchestrator. What they hold lies in a volume of their node, which
+outlives them and this manager; only the owner of a node removes it.
+"""
+
+import hashlib
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from flops.core.errors import ConflictError, NotFoundError, UnavailableError
+from flops.core.ids import ServiceName
+from flops.core.settings import Settings
+from flops.manager.grounds import (
+    DATA_RUN,
+    DATA_RUN_VOLUME,
+    DATA_SOCKET,
+    RUNTIME_PYTHON,
+)
+from flops.manager.paths import data_token_file, read_or_make_token, write_private
+from flops.manager.ports import Ports
+from flops.manager.sources import Source
+from flops.manager.support import OWNER
+from flops.orchestration import SECRETS, File, Node, Orchestrator, ServiceSpec, ServiceStatus, Volume
+
+if TYPE_CHECKING:
+    from flops.manager.authority import Authority
+
+log = logging.getLogger(__name__)
+
+DATA = "data"
+_DATA_VOLUME = "flops-data"
+_DATA_FOLDER = "/var/lib/flops"
+_READY_TIMEOUT_S = 120.0
+_LOOK_AGAIN_S = 0.1
+
+
+class Nodes:
+    """Keeps what nodes need running. Safe from any thread.
+
+    Args:
+        runtime_image: the reference of an image with FLOps' own programs; made at the first call.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        orchestrator: Orchestrator,
+        authority: "Authority",
+        runtime_image: Callable[[], str],
+    ) -> None:
+        self._settings = settings
+        self._orchestrator = orchestrator
+        self._authority = authority
+        self._runtime_image = runtime_image
+        self._ports = Ports(settings.home / "ports.json")
+        self._lock = threading.Lock()
+
+    def ensure(self) -> None:
+        """A data server runs on every node that is ready.
+
+        Raises:
+            UnavailableError: there is no such node, or a data server does not get ready.
+        """
+        with self._lock:
+            nodes = self._ready()
+            image = self._runtime_image()
+            for node in nodes:
+                self._deploy(self._data_server(node, image))
+        deadline = time.monotonic() + _READY_TIMEOUT_S
+        for node in nodes:
+            self._wait(_name(node), deadline)
+
+    def sources(self) -> list[dict[str, Any]]:
+        """How the data servers are reached from this machine: fields of `Source`."""
+        statuses = {status.name: status for status in self._orchestrator.list(OWNER)}
+        found = []
+        for node in self._ready():
+            status = statuses.get(_name(node))
+            if status is not None and status.endpoint is not None:
+                location = f"grpc+tls://{status.endpoint}"
+                found.append(asdict(Source(node.name, location, str(self._authority.certificate_file))))
+        return found
+
+    def stop(self) -> None:
+        """No data server is left; what they hold is."""
+        live = [status.name for status in self._orchestrator.list(OWNER) if status.live]
+        self._orchestrator.stop_many(live, grace_s=3.0)
+
+    def _ready(self) -> Sequence[Node]:
+        nodes = [node for node in self._orchestrator.nodes() if node.ready]
+        if not nodes:
+            raise UnavailableError("the orchestrator has no node that is ready - add one, or see to it")
+        return nodes
+
+    def _deploy(self, spec: ServiceSpec) -> None:
+        try:
+            self._orchestrator.deploy(spec)
+        except ConflictError:
+            log.info("service %s runs with other settings: it is started again", spec.name)
+            with suppress(NotFoundError):
+                self._orchestrator.remove(spec.name)
+            self._orchestrator.deploy(spec)
+
+    def _data_server(self, node: Node, image: str) -> ServiceSpec:
+        name = _name(node)
+        port = self._ports.of(name)
+        token = read_or_make_token(data_token_file(self._settings))
+        certificate = self._certificate(name, [node.address, "127.0.0.1"])
+        return ServiceSpec(
+            name=name,
+            command=(
+                *(RUNTIME_PYTHON, "-P", "-m", "flops.data.server"),
+                *("--root", f"{_DATA_FOLDER}/data", "--socket", DATA_SOCKET),
+                *("--token-file", f"{SECRETS}/token"),
+                *("--listen", f"grpc+tls://0.0.0.0:{port}"),
+                *("--tls-cert", f"{SECRETS}/cert.pem", "--tls-key", f"{SECRETS}/key.pem"),
+            ),
+            role=DATA,
+            project=OWNER,
+            image=image,
+            files=(
+                File("token", token.encode()),
+                File("cert.pem", certificate["certificate"].encode()),
+                File("key.pem", certificate["key"].encode()),
+            ),
+            volumes=(Volume(_DATA_VOLUME, _DATA_FOLDER), Volume(DATA_RUN_VOLUME, DATA_RUN)),
+            node=node.name,
+            port=port,
+            publish=True,
+            restart="on-failure",
+            max_restarts=1_000_000,  # it is needed for as long as the manager is
+        )
+
+    def _certificate(self, name: str, addresses: Sequence[str]) -> Mapping[str, str]:
+        """Issued once for the same addresses: a specification must not change by itself."""
+        wanted = sorted(set(addresses))
+        path = self._settings.authority_dir / f"{name}.json"
+        with suppress(OSError, ValueError):
+            known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if known["addresses"] == wanted:
+                return known
+        made = {"addresses": wanted, **asdict(self._authority.issue(name, wanted))}
+        write_private(path, json.dumps(made))
+        return made
+
+    def _wait(self, name: ServiceName, deadline: float) -> None:
+        """Until a data server has said that it listens, which is its first line."""
+        while True:
+            status = self._status(name)
+            log_lines = [line for line in self._orchestrator.logs(name, 65536).splitlines() if line.strip()]
+            running = status is not None and status.state == "running"
+            if running and any('"locations"' in line for line in log_lines):
+                return
+            if time.monotonic() > deadline or status is None or not status.live:
+                why = (status.reason if status is not None else "") or "it does not get ready"
+                last = f": {log_lines[-1]}" if log_lines else ""
+                raise UnavailableError(f"the data server {name} cannot be used, {why}{last}")
+            time.sleep(_LOOK_AGAIN_S)
+
+    def _status(self, name: ServiceName) -> ServiceStatus | None:
+        return next((one for one in self._orchestrator.list(OWNER) if one.name == name), None)
+
+
+def _name(node: Node) -> ServiceName:
+    """Node names may be long, and hold what no service's may."""
+    return ServiceName(f"flops-data-{hashlib.sha256(node.name.encode()).hexdigest()[:8]}")
