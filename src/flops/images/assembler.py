@@ -13,7 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +37,7 @@ MODEL = "/model"
 
 _THREADS = 2
 _HIDDEN = frozenset({".git", "__pycache__"})
-_Made = Sequence[Future[Layer]]
+_Made = Future[list[Layer]]
 _RUNTIME, _SERVING, _DEPENDENCIES, _EXTRA = "runtime", "serving", "dependencies", "extra"
 _CODE, _MODEL = "code", "model"
 _REPLACED = frozenset({_DEPENDENCIES, f"{_DEPENDENCIES}-compiled", _EXTRA, f"{_EXTRA}-compiled"})
@@ -154,7 +154,7 @@ class Assembler:
             }
             top = self._write(_CODE, tree(code, CODE, skip=_HIDDEN.__contains__))
             images = {
-                platform: self._with_ours(ours[platform], base, _results(theirs[platform])).on_top(
+                platform: self._with_ours(ours[platform], base, theirs[platform].result()).on_top(
                     [top], {manifest.LOCK: locks[platform].hash}
                 )
                 for platform, base in bases.items()
@@ -216,11 +216,11 @@ class Assembler:
             trained = self._write(_MODEL, tree(model, MODEL))
             images = {}
             for platform, image in learners.items():
-                layers = _results(grown[platform])
+                layers = grown[platform].result()
                 replaced = _REPLACED if any(layer.what == _DEPENDENCIES for layer in layers) else ()
                 lock = {manifest.LOCK: new[platform].hash}
                 images[platform] = image.without(replaced).on_top(
-                    [*_results(served[platform]), *layers, trained], lock
+                    [*served[platform].result(), *layers, trained], lock
                 )
         return self._finished(images, annotations, [note for lock in new.values() for note in lock.warnings])
 
@@ -252,7 +252,7 @@ class Assembler:
         skeleton = self._remembered("skeleton", form, lambda: runtime.skeleton(base))
         layers = [
             skeleton,
-            *_results(packages),
+            *packages.result(),
             *more,
             self._content("programs", runtime.programs(base.python_version)),
             self._content("guest", runtime.guest()),
@@ -277,35 +277,48 @@ class Assembler:
             "trim": str(wheels.TRIM),
             "unused": ",".join(unused),
         }
-        folder = wheels.site_packages(place, lock.python)
 
-        def pack() -> Layer:
+        def pack(packages: wheels.Packages, _: Path) -> Layer:
             self._tell(f"packing {len(lock.packages)} packages for {lock.platform} ({what})")
-            with self._laid_down(lock) as site:
-                found = wheels.entries(site, place, lock.python, unused)
-                return self._write(what, found, packages=lock.packages)
+            return self._write(what, packages.entries(place, lock.python), lock.packages)
 
-        def precompile() -> Layer:
-            with self._laid_down(lock) as site:
-                wanted = set(bytecode.imported(site, modules))
-                sources = [(path, relative) for path, relative in wheels.sources(site) if path in wanted]
-                store = self._cache / "compiled"
-                found = compiled.entries(
-                    site, sources, folder, store, environment=self._environment, cancel=self._cancel
-                )
-                return self._write(f"{what}-compiled", found)
+        def precompile(packages: wheels.Packages, site: Path) -> Layer:
+            wanted = {str(path.relative_to(site)) for path in bytecode.imported(site, modules)}
+            found = compiled.entries(
+                site,
+                [name for name in packages.sources() if name in wanted],
+                wheels.site_packages(place, lock.python),
+                self._cache / "compiled",
+                environment=self._environment,
+                cancel=self._cancel,
+            )
+            return self._write(f"{what}-compiled", found)
 
-        made = [pool.submit(self._layers.layer, what, self._inputs(inputs), pack)]
-        if modules and lock.packages and compiled.can_compile(lock.python):
-            more = {"modules": ",".join(modules), "magic": compiled.MAGIC, "form": compiled.FORM}
-            keyed = self._inputs({**inputs, **more})
-            made.append(pool.submit(self._layers.layer, f"{what}-compiled", keyed, precompile))
-        return made
+        def make() -> list[Layer]:
+            with ExitStack() as stack:
+                opened: list[tuple[wheels.Packages, Path]] = []
+
+                def laid_down(then: Callable[[wheels.Packages, Path], Layer]) -> Layer:
+                    if not opened:  # once for both layers, and only if one is not there
+                        site = stack.enter_context(self._laid_down(lock))
+                        opened.append((wheels.Packages(site, unused), site))
+                    return then(*opened[0])
+
+                layers = [self._layers.layer(what, self._inputs(inputs), lambda: laid_down(pack))]
+                if modules and lock.packages and compiled.can_compile(lock.python):
+                    more = {"modules": ",".join(modules), "magic": compiled.MAGIC, "form": compiled.FORM}
+                    keyed = self._inputs({**inputs, **more})
+                    layers.append(
+                        self._layers.layer(f"{what}-compiled", keyed, lambda: laid_down(precompile))
+                    )
+                return layers
+
+        return pool.submit(make)
 
     def _start_grown(self, pool: ThreadPoolExecutor, old: Lock, new: Lock, modules: Sequence[str]) -> _Made:
         """What a lock has more than another, or all of it where that has something else."""
         if new.packages == old.packages:
-            return []
+            return pool.submit(list[Layer])
         if set(old.packages) <= set(new.packages):
             more = sorted(set(new.packages) - set(old.packages))
             return self._start_packages(pool, _EXTRA, Lock.of(new.python, more, (), new.platform), modules)
@@ -405,10 +418,6 @@ class Assembler:
 
 def _pythons(bases: Mapping[str, BaseImage]) -> dict[str, str]:
     return {platform: base.python_version for platform, base in bases.items()}
-
-
-def _results(made: _Made) -> list[Layer]:
-    return [future.result() for future in made]
 
 
 def _python_files(code: Path) -> Iterator[Path]:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from flops.core.errors import FailedError
 from flops.images import bytecode, uv
@@ -60,7 +60,7 @@ def imports_of(files: Iterable[Path]) -> list[str]:
 
 def entries(
     site: Path,
-    sources: Iterable[tuple[Path, PurePosixPath]],
+    sources: Iterable[str],
     place: str,
     store: Path,
     *,
@@ -70,8 +70,8 @@ def entries(
     """The compiled forms of some modules.
 
     Args:
-        site: the folder that the sources lie in; gone when this ends, what is compiled lies in ``store``.
-        sources: files, and their paths in ``site``.
+        site: the folder that the sources lie in.
+        sources: their paths in it.
         place: where ``site`` is in the image.
         store: compiled modules by their source: packages share many among platforms and versions.
     Raises:
@@ -81,9 +81,11 @@ def entries(
     folder.mkdir(parents=True, exist_ok=True)
     tag = f"cpython-{sys.version_info[0]}{sys.version_info[1]}"
     found: dict[str, tuple[Path, str]] = {}
-    for path, relative in sources:
+    for relative in sources:
+        path = site / relative
         name = hashlib.sha256(path.read_bytes()).hexdigest()
-        target = f"{place}/{relative.parent / '__pycache__' / relative.stem}.{tag}.pyc"
+        parent, _, module = f"{place}/{relative}".rpartition("/")
+        target = f"{parent}/__pycache__/{module.removesuffix('.py')}.{tag}.pyc"
         found[target] = (path, name)
     missing = {name: path for path, name in found.values() if not (folder / name).exists()}
     with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as making:

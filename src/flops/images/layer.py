@@ -60,6 +60,8 @@ class Entry:
     """Number of user and group."""
     source: Path | None = None
     """A file's content: here, or in ``content``."""
+    size: int = 0
+    """Bytes of the content."""
     content: bytes = field(default=b"", repr=False)
     target: str = ""
     """Where a symbolic link leads to."""
@@ -75,14 +77,15 @@ class Entry:
 
     @classmethod
     def file(cls, path: str, content: bytes, mode: int = 0o644, owner: int = 0) -> "Entry":
-        return cls(path, "file", mode, owner, content=content)
+        return cls(path, "file", mode, owner, None, len(content), content)
 
     @classmethod
     def copy(cls, path: str, source: Path, mode: int | None = None, owner: int = 0) -> "Entry":
         """A file with the content of one of this machine; ``mode`` None: as executable as that."""
+        status = source.stat()
         if mode is None:
-            mode = 0o755 if source.stat().st_mode & 0o100 else 0o644
-        return cls(path, "file", mode, owner, source=source)
+            mode = 0o755 if status.st_mode & 0o100 else 0o644
+        return cls(path, "file", mode, owner, source, status.st_size)
 
     @classmethod
     def folder(cls, path: str, mode: int = 0o755, owner: int = 0) -> "Entry":
@@ -224,7 +227,7 @@ class _Packer:
         elif entry.kind == "link":
             information.type, information.linkname = tarfile.SYMTYPE, entry.target
         else:
-            information.size = entry.source.stat().st_size if entry.source is not None else len(entry.content)
+            information.size = entry.size
         self._write(information.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
         if information.size:
             self._content(entry, information.size)
@@ -281,11 +284,12 @@ def _with_parents(entries: Iterable[Entry]) -> list[Entry]:
         if other is not None and not other.kind == entry.kind == "folder":
             raise InvalidInputError(f"{entry.path} is there twice - remove one of the two")
         found[entry.path] = entry
+    parents: set[str] = set()
     for path in list(found):
         parent = path.rpartition("/")[0]
-        while parent:
-            there = found.setdefault(parent, Entry.folder(parent))
-            if there.kind != "folder":
+        while parent and parent not in parents:
+            parents.add(parent)
+            if found.setdefault(parent, Entry.folder(parent)).kind != "folder":
                 raise InvalidInputError(f"{path} lies below {parent}, which is no folder")
             parent = parent.rpartition("/")[0]
     return [found[path] for path in sorted(found, key=lambda path: path.split("/"))]
@@ -311,7 +315,6 @@ def _linked(entries: list[Entry]) -> Iterator[tuple[Entry, str | None]]:
 
 
 def _size_key(entry: Entry) -> tuple[int, int, int] | None:
-    if entry.source is None:
+    if entry.source is None or entry.size < _LINKED_FROM:
         return None
-    size = entry.source.stat().st_size
-    return (size, entry.mode, entry.owner) if size >= _LINKED_FROM else None
+    return entry.size, entry.mode, entry.owner

@@ -28,22 +28,20 @@ GUEST_PLACE = "/opt/flops-guest"
 # What the aggregator, the agent and the data server import; tests import them with nothing else. Of the
 # requirements of flwr most are left out: they are for its own servers and tools.
 DISTRIBUTIONS = (
-    *("flwr", "click", "cryptography", "cffi", "grpcio", "grpcio-health-checking", "idna", "iterators"),
-    *("markdown-it-py", "mdurl", "protobuf", "pycryptodome", "pygments", "rich", "shellingham", "typer"),
-    *("httpx", "httpcore", "h11", "anyio", "certifi", "typing_extensions"),
-    *("numpy", "pyarrow"),
+    *("flwr", "click", "cryptography", "cffi", "grpcio", "grpcio-health-checking", "httpx", "idna"),
+    *("iterators", "protobuf", "pycryptodome", "pygments", "rich", "shellingham", "typer"),
+    *("typing_extensions", "numpy", "pyarrow"),
 )
 SERVING = (
     *("pydantic", "pydantic-core", "annotated-types", "typing-inspection"),
-    *("httptools", "orjson", "prometheus-client", "uvicorn", "uvloop"),
+    *("h11", "httptools", "orjson", "prometheus-client", "uvicorn", "uvloop"),
 )
 """What the inference server imports besides."""
 UNUSED = (
-    *("pyarrow/libarrow_substrait.so*", "pyarrow/_substrait*", "pyarrow/_pyarrow_cpp_tests*"),
-    *("pyarrow/_azurefs*", "pyarrow/_gcsfs*", "pyarrow/_hdfs*", "pyarrow/_orc*", "pyarrow/_s3fs*"),
-    *("pyarrow/_*parquet_encryption*", "pyarrow/_dataset_orc*"),
-    *("numpy/_core/_simd.*", "numpy/f2py/*"),
-    *("Crypto/SelfTest/*", "pygments/lexers/[a-z]*.py"),
+    *("*.pyi", "Crypto/PublicKey/*", "Crypto/SelfTest/*", "numpy/distutils/*", "numpy/f2py/*"),
+    *("numpy/_core/_simd.*", "pyarrow/_azurefs*", "pyarrow/_gcsfs*", "pyarrow/_hdfs*", "pyarrow/_orc*"),
+    *("pyarrow/_s3fs*", "pyarrow/_*parquet_encryption*", "pyarrow/_dataset_orc*", "pyarrow/_substrait*"),
+    *("pyarrow/_pyarrow_cpp_tests*", "pygments/lexers/[a-z]*.py", "pygments/lexers/_*_builtins.py"),
 )
 """Patterns of files of these that no program of ours loads."""
 

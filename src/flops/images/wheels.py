@@ -12,9 +12,9 @@ import os
 import re
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from flops.core.errors import InvalidInputError
 from flops.images import uv
@@ -28,11 +28,16 @@ TRIM = 1
 
 _TIMEOUT_S = 3600.0
 _TESTS = "tests"
-_BUILD_ONLY = frozenset({".a", ".h", ".hpp", ".hxx", ".cuh", ".pxd", ".pxi", ".pyx", ".cmake", ".lib"})
+_BUILD_ONLY = frozenset(
+    {".a", ".cc", ".cmake", ".cpp", ".cuh", ".cxx", ".h", ".hpp", ".hxx", ".lib", ".pxd", ".pxi", ".pyx"}
+)
 # These compile while they run, from headers that they bring.
 _COMPILING = frozenset(
     {"cupy", "cupy_backends", "cupyx", "numba_cuda", "nvidia", "triton", "tilelang", "pycuda"}
 )
+_STRAY = frozenset({".lock", "CACHEDIR.TAG", ".gitignore"})
+# The index that a package came from, and when: not the same everywhere.
+_NOTES = frozenset({"uv_cache.json", "uv_build.json", "INSTALLER", "REQUESTED", "direct_url.json"})
 _CACHE = "__pycache__"
 _TEST_IMPORT = re.compile(
     rb"^[ \t]*(?:from[ \t]+(?P<dots>\.*)(?P<base>[\w.]*)[ \t]+import[ \t]+(?P<names>\([^)]*\)|[^\n#;]*)"
@@ -100,129 +105,118 @@ def laid_down(
         yield target
 
 
-def entries(site: Path, place: str, python: str, unused: Sequence[str] = ()) -> Iterator[Entry]:
-    """What of laid down packages goes into an image.
-
-    Args:
-        site: the folder of `laid_down`.
-        place: the environment in the image, such as ``/opt/user``.
-        python: its version, such as ``3.11``.
-        unused: patterns of further paths to leave out; ``*`` also stands for slashes.
-    """
-    packages = site_packages(place, python)
-    kept_tests = _imported_tests(site)
-    for path, relative in _files(site):
-        if relative.parts[0] == "bin":
-            yield from _script(path, place, relative)
-        elif not _is_left_out(relative, kept_tests) and not any(
-            fnmatch.fnmatch(str(relative), pattern) for pattern in unused
-        ):
-            if relative.name == "RECORD" and relative.parent.name.endswith(".dist-info"):
-                yield Entry.file(f"{packages}/{relative}", _record(site, path, kept_tests))
-            else:
-                yield Entry.copy(f"{packages}/{relative}", path)
-    for information in sorted(site.glob("*.dist-info/entry_points.txt")):
-        yield from _console_scripts(information, place)
-
-
 def site_packages(place: str, python: str) -> str:
     """Where an environment in an image has its packages."""
     return f"{place}/lib/python{python}/site-packages"
 
 
-def sources(site: Path) -> Iterator[tuple[Path, PurePosixPath]]:
-    """The Python files that go into an image, with their paths in ``site``."""
-    kept_tests = _imported_tests(site)
-    for path, relative in _files(site):
-        if relative.suffix == ".py" and relative.parts[0] != "bin" and not _is_left_out(relative, kept_tests):
-            yield path, relative
+class Packages:
+    """What of laid down packages goes into an image.
+
+    Args:
+        site: the folder of `laid_down`.
+        unused: patterns of further paths to leave out; ``*`` also stands for slashes.
+    """
+
+    def __init__(self, site: Path, unused: Sequence[str] = ()) -> None:
+        self._site = site
+        found = list(_files(str(site)))
+        kept_tests = _imported_tests(str(site), found)
+        more = re.compile("|".join(map(fnmatch.translate, unused)) or r"(?!)")
+        self._programs = [name for name in found if name.startswith("bin/")]
+        self._kept = {
+            name
+            for name in found
+            if not (name.startswith("bin/") or _is_left_out(name, kept_tests) or more.match(name))
+        }
+
+    def entries(self, place: str, python: str) -> Iterator[Entry]:
+        """As they come to lie in an image.
+
+        Args:
+            place: the environment in the image, such as ``/opt/user``.
+            python: its version, such as ``3.11``.
+        Raises:
+            InvalidInputError: a package is malformed.
+        """
+        packages = site_packages(place, python)
+        for name in sorted(self._kept):
+            path = self._site / name
+            if name.endswith(".dist-info/RECORD"):
+                yield Entry.file(f"{packages}/{name}", self._record(path))
+                continue
+            if name.endswith(".dist-info/entry_points.txt"):
+                yield from _console_scripts(path, place)
+            yield Entry.copy(f"{packages}/{name}", path)
+        for name in self._programs:  # those that uv made from entry points have paths of this machine
+            path = self._site / name
+            with path.open("rb") as file:
+                head = file.read(2)
+            if head != b"#!":
+                yield Entry.copy(f"{place}/{name}", path, mode=0o755)
+
+    def sources(self) -> list[str]:
+        """The Python modules, by their paths below the folder."""
+        return sorted(name for name in self._kept if name.endswith(".py"))
+
+    def _record(self, record: Path) -> bytes:
+        """The list of a package's files, less what is left out."""
+        lines = record.read_text(encoding="utf-8").splitlines()
+        kept = [line for line in lines if line.rsplit(",", 2)[0].strip('"') in self._kept]
+        return "".join(f"{line}\n" for line in sorted(kept)).encode()
 
 
-def _files(site: Path) -> Iterator[tuple[Path, PurePosixPath]]:
+def _files(site: str) -> Iterator[str]:
+    """Paths of all files below a folder, from there."""
     for folder, folders, names in os.walk(site):
-        folders[:] = sorted(name for name in folders if name != _CACHE)
-        for name in sorted(names):
-            path = Path(folder) / name
-            yield path, PurePosixPath(path.relative_to(site))
+        folders[:] = [name for name in folders if name != _CACHE]
+        below = folder[len(site) + 1 :]
+        yield from (f"{below}/{name}" if below else name for name in names)
 
 
-def _is_left_out(relative: PurePosixPath, kept_tests: frozenset[PurePosixPath]) -> bool:
-    parts = relative.parts
+def _is_left_out(name: str, kept_tests: frozenset[str]) -> bool:
+    parts = name.split("/")
     if len(parts) == 1:
-        return parts[0] in (".lock", "CACHEDIR.TAG", ".gitignore")
+        return name in _STRAY
     if parts[0].endswith(".dist-info"):
-        # The index that a package came from, and when: not the same everywhere.
-        return relative.name in (
-            "uv_cache.json",
-            "uv_build.json",
-            "INSTALLER",
-            "REQUESTED",
-            "direct_url.json",
-        )
-    if _TESTS in parts[1:-1]:
-        folder = PurePosixPath(*parts[: parts.index(_TESTS, 1) + 1])
-        if folder not in kept_tests:
-            return True
-    return relative.suffix in _BUILD_ONLY and parts[0] not in _COMPILING
+        return parts[-1] in _NOTES
+    if _TESTS in parts[1:-1] and "/".join(parts[: parts.index(_TESTS, 1) + 1]) not in kept_tests:
+        return True
+    return os.path.splitext(name)[1] in _BUILD_ONLY and parts[0] not in _COMPILING  # noqa: PTH122 - many
 
 
-def _imported_tests(site: Path) -> frozenset[PurePosixPath]:
+def _imported_tests(site: str, names: Iterable[str]) -> frozenset[str]:
     """Folders of tests that a module outside of tests imports from."""
-    found: set[PurePosixPath] = set()
-    for path, relative in _files(site):
-        if relative.suffix == ".py" and _TESTS not in relative.parts:
-            content = path.read_bytes()
+    found: set[str] = set()
+    for name in names:
+        if name.endswith(".py") and f"/{_TESTS}/" not in name:
+            with open(f"{site}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 - there are thousands
+                content = file.read()
             if b"tests" in content:
-                found |= _tests_named(content, relative)
+                found |= _tests_named(content, name)
     return frozenset(found)
 
 
-def _tests_named(content: bytes, relative: PurePosixPath) -> set[PurePosixPath]:
+def _tests_named(content: bytes, name: str) -> set[str]:
     found = set()
     for match in _TEST_IMPORT.finditer(content):
         text = match[0].decode("utf-8", "replace")
         if _TESTS not in text:
             continue
         if match["modules"] is not None:
-            names = re.findall(r"[\w.]+", match["modules"].decode("utf-8", "replace"))
+            modules = re.findall(r"[\w.]+", match["modules"].decode("utf-8", "replace"))
         else:
-            above = relative.parent.parts
+            above = name.split("/")[:-1]
             up = len(match["dots"])
-            start = above[: len(above) - up + 1] if up else ()
-            base = [*start, *filter(None, match["base"].decode().split("."))]
+            start = above[: len(above) - up + 1] if up else []
+            base = [*start, *filter(None, match["base"].decode("utf-8", "replace").split("."))]
             imported = re.findall(r"\w+", match["names"].decode("utf-8", "replace"))
-            names = [".".join([*base, name]) for name in imported]
-        for name in names:
-            parts = name.split(".")
+            modules = [".".join([*base, last]) for last in imported]
+        for module in modules:
+            parts = module.split(".")
             if _TESTS in parts[1:]:
-                found.add(PurePosixPath(*parts[: parts.index(_TESTS, 1) + 1]))
+                found.add("/".join(parts[: parts.index(_TESTS, 1) + 1]))
     return found
-
-
-def _record(site: Path, record: Path, kept_tests: frozenset[PurePosixPath]) -> bytes:
-    """The list of a package's files, less what was left out."""
-    kept = []
-    for line in record.read_text(encoding="utf-8").splitlines():
-        name = line.rsplit(",", 2)[0].strip('"')
-        relative = PurePosixPath(name)
-        if (
-            not relative.parts
-            or ".." in relative.parts
-            or relative.parts[0] == "bin"
-            or _CACHE in relative.parts
-        ):
-            continue
-        if not _is_left_out(relative, kept_tests) and (site / relative).is_file():
-            kept.append(line)
-    return "".join(f"{line}\n" for line in sorted(kept)).encode()
-
-
-def _script(path: Path, place: str, relative: PurePosixPath) -> Iterator[Entry]:
-    """A program of a package; those that uv made from entry points are made again elsewhere."""
-    with path.open("rb") as file:
-        head = file.read(2)
-    if head != b"#!":
-        yield Entry.copy(f"{place}/{relative}", path, mode=0o755)
 
 
 def _console_scripts(information: Path, place: str) -> Iterator[Entry]:
