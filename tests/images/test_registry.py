@@ -359,7 +359,7 @@ def test_another_host_that_asks_for_a_password_gets_none(tmp_path: Path) -> None
         ("/v2/around", "again and again"),
         ("", "no usable address"),
         ("file:///etc/passwd", "no usable address"),
-        ("http://", "no usable address"),
+        ("mailto:somebody", "not answer in HTTP"),
     ],
 )
 def test_redirects_lead_neither_in_a_circle_nor_out_of_http(location: str, message: str) -> None:

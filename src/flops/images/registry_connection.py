@@ -6,9 +6,11 @@ down to HTTP. What is read into memory is bounded. Safe for several threads.
 """
 
 import email.utils
+import functools
 import json
 import re
 import ssl
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -137,17 +139,15 @@ class Connection:
         self._root = httpx.URL(f"{'http' if plain else 'https'}://{api_host}/v2/")
         self._pauses_s = pauses_s
         self._sleep = sleep
-        self._client = httpx.Client(
-            verify=_trust(ca),
-            limits=httpx.Limits(max_connections=16, max_keepalive_connections=8, keepalive_expiry=20.0),
-            follow_redirects=False,
-            trust_env=not is_loopback(host),
-            headers={"Accept-Encoding": "identity", "User-Agent": "flops"},
-        )
+        self._trust = _trust(ca) if ca is not None else None
+        self._trusts_environment = not is_loopback(host)
+        self._lock = threading.Lock()
+        self._clients: dict[str, httpx.Client] = {}
 
     def close(self) -> None:
         """Close all connections."""
-        self._client.close()
+        for client in self._clients.values():
+            client.close()
 
     def url(self, path: str) -> httpx.URL:
         """An address below ``/v2/``."""
@@ -259,14 +259,15 @@ class Connection:
             headers["Content-Length"] = str(question.size)
         for _ in range(_MAX_REDIRECTS + 1):
             own = {"Authorization": authorization} if authorization and self._is_registry(url) else {}
-            request = self._client.build_request(
+            client = self._client(url.scheme)
+            request = client.build_request(
                 question.method,
                 url,
                 headers={**headers, **own},
                 content=question.content() if question.content is not None else None,
                 timeout=httpx.Timeout(question.silence_s, connect=_CONNECT_S),
             )
-            response = self._client.send(request, stream=True)
+            response = client.send(request, stream=True)
             if response.status_code not in _REDIRECTS or question.method not in ("GET", "HEAD"):
                 return response
             response.close()
@@ -279,7 +280,7 @@ class Connection:
         subject = "a token"
         request.extensions["timeout"] = httpx.Timeout(SILENCE_S, connect=_CONNECT_S).as_dict()
         with self._translated(subject):
-            response = self._client.send(request, stream=True)
+            response = self._client(request.url.scheme).send(request, stream=True)
             try:
                 body = _read(response, _MAX_TOKEN_BYTES, subject)
             finally:
@@ -309,6 +310,24 @@ class Connection:
                 )
             target = target.copy_with(scheme="https", port=url.port)
         return target
+
+    def _client(self, scheme: str) -> httpx.Client:
+        """For one scheme; to read which authorities a machine trusts takes 0.1 s, and loopback needs none."""
+        with self._lock:
+            if scheme not in self._clients:
+                trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody
+                if scheme == "https" or self._trusts_environment:  # a proxy may want TLS
+                    trust = self._trust or _machines_trust()
+                self._clients[scheme] = httpx.Client(
+                    verify=trust,
+                    limits=httpx.Limits(
+                        max_connections=16, max_keepalive_connections=8, keepalive_expiry=20.0
+                    ),
+                    follow_redirects=False,
+                    trust_env=self._trusts_environment,
+                    headers={"Accept-Encoding": "identity", "User-Agent": "flops"},
+                )
+            return self._clients[scheme]
 
     def _is_registry(self, url: httpx.URL) -> bool:
         return _origin(url) == _origin(self._root)
@@ -404,13 +423,17 @@ def _origin(url: httpx.URL) -> tuple[str, str, int | None]:
     return url.scheme, url.host, url.port or {"http": 80, "https": 443}.get(url.scheme)
 
 
-def _trust(ca: Path | None) -> ssl.SSLContext:
+@functools.cache
+def _machines_trust() -> ssl.SSLContext:
+    return ssl.create_default_context()
+
+
+def _trust(ca: Path) -> ssl.SSLContext:
     context = ssl.create_default_context()
-    if ca is not None:
-        try:
-            context.load_verify_locations(cafile=ca)
-        except (OSError, ssl.SSLError) as error:
-            raise InvalidInputError(
-                f"{ca} cannot be read as certificates of an authority - name a PEM file"
-            ) from error
+    try:
+        context.load_verify_locations(cafile=ca)
+    except (OSError, ssl.SSLError) as error:
+        raise InvalidInputError(
+            f"{ca} cannot be read as certificates of an authority - name a PEM file"
+        ) from error
     return context
