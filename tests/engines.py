@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import tarfile
 import tempfile
@@ -30,11 +31,12 @@ ARM64_IMAGE = "flops-test-arm64:1"
 """The same for another platform, in name only."""
 
 _PREFIX = "flops-engine-"
+_ATTEMPTS = 4
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 40.0
-_PROGRAMS = (
-    *("cat", "chmod", "cp", "date", "dd", "echo", "false", "head", "id", "ls", "mkdir", "mkfifo", "printf"),
-    *("rm", "sh", "sleep", "stat", "tail", "touch", "tr", "true"),
+_PROGRAMS = re.findall(
+    r"\w+",
+    "cat chmod cp date dd echo false grep head id ls mkdir mkfifo printf rm sh sleep stat tail touch tr true",
 )
 _NOT_OF_PYTHON = {"__pycache__", "test", "tests", "idlelib", "ensurepip", "lib2to3", "tkinter", "turtledemo"}
 
@@ -67,6 +69,17 @@ class PrivateEngine:
 
     def start(self) -> None:
         """Returns once it answers; raises AssertionError with its log when it does not."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            self._start_once()
+            if self._await():
+                return
+            log = self.log
+            # Engines that start at the same moment take the rules of the firewall from each other.
+            assert "iptables" in log.splitlines()[-1] or "iptables" in log.splitlines()[-2], log
+            assert attempt < _ATTEMPTS, log
+            time.sleep(attempt)
+
+    def _start_once(self) -> None:
         folder = self.folder
         with (folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -86,15 +99,22 @@ class PrivateEngine:
                 stderr=log,
                 start_new_session=True,
             )
+
+    def _await(self) -> bool:
+        """Whether the process that was just started answers, or else has ended."""
+        assert self._process is not None
         deadline = time.monotonic() + _START_TIMEOUT_S
         while not self._answers():
-            assert self._process.poll() is None, f"dockerd ended with {self._process.returncode}:\n{self.log}"
+            if self._process.poll() is not None:
+                return False
             assert time.monotonic() < deadline, f"dockerd does not answer:\n{self.log}"
             time.sleep(0.05)
+        return True
 
     def _answers(self) -> bool:
-        if not self.socket.exists():
-            return False
+        with socket.socket(socket.AF_UNIX) as probe:  # the SDK leaves a socket open where nobody listens
+            if probe.connect_ex(str(self.socket)) != 0:
+                return False
         try:
             client = self.client()
         except DockerException:
@@ -123,6 +143,10 @@ class PrivateEngine:
             self._process.wait()
             self._process = None
             (self.folder / "pid").unlink(missing_ok=True)
+            for pid in _pids_of(self.folder, ("containerd",)):  # a service of its own elsewhere, a child here
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            (self.folder / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)
 
     def load_image(self) -> None:
         """Have `IMAGE` and `ARM64_IMAGE`."""
@@ -194,8 +218,11 @@ def clear(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def _pids_of(folder: Path) -> list[int]:
-    """dockerd, its containerd, the shims: they name the folder; and what these started."""
+_OF_ENGINES = ("dockerd", "containerd", "containerd-shim-runc-v2", "docker-proxy")
+
+
+def _pids_of(folder: Path, programs: Sequence[str] = _OF_ENGINES) -> list[int]:
+    """Of an engine's programs that name its folder; with the shims, of what runs in its containers."""
     mine: set[int] = set()
     parents: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
@@ -206,12 +233,12 @@ def _pids_of(folder: Path) -> list[int]:
             parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:
             continue
-        is_engine = Path(os.fsdecode(words[0])).name in ("dockerd", "containerd", "docker-proxy") or words[
-            0
-        ].endswith(b"containerd-shim-runc-v2")
-        if is_engine and any(os.fsencode(folder) + b"/" in word for word in words):
+        names_us = any(os.fsencode(folder) + b"/" in word for word in words)
+        if names_us and Path(os.fsdecode(words[0])).name in programs:
             mine.add(int(entry.name))
-    while grown := {pid for pid, parent in parents.items() if parent in mine and pid not in mine}:
+    while "containerd-shim-runc-v2" in programs and (
+        grown := {pid for pid, parent in parents.items() if parent in mine and pid not in mine}
+    ):
         mine |= grown
     return sorted(mine)
 

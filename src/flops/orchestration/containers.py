@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import re
+import socket
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -88,10 +89,21 @@ class Engine:
             NotFoundError, ConflictError, InvalidInputError, FailedError: the engine said so.
             UnavailableError: it does not answer, or has no space left.
         """
+        self._knock(what)
         try:
             yield
         except (DockerException, requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             raise translated(error, self.url, what) from error
+
+    def _knock(self, what: str) -> None:
+        """Find out that nobody answers before the SDK does, which leaves a socket open then."""
+        if self.url.startswith("unix://"):
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(_TIMEOUT_S)
+                try:
+                    probe.connect(self.url.removeprefix("unix://"))
+                except OSError as error:
+                    raise _does_not_answer(self.url, what, error.strerror or str(error)) from error
 
     def platform(self) -> str:
         """What it runs, such as ``linux/amd64``."""
@@ -160,7 +172,10 @@ def translated(error: Exception, url: str, what: str) -> FlopsError:
         }
         kind = kinds.get(error.response.status_code, FailedError)
         return kind(f"{what}: {why} - that is what the Docker engine at {url} says")
-    why = _root_cause(error)
+    return _does_not_answer(url, what, _root_cause(error))
+
+
+def _does_not_answer(url: str, what: str, why: str) -> UnavailableError:
     advice = "start it ('systemctl start docker'), or name another one"
     if "Permission denied" in why:
         advice = "join the group 'docker', or name another one"

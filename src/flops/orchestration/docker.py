@@ -135,7 +135,8 @@ class DockerOrchestrator:
         try:
             self._machine = self._containers.machine()
             self._host = advertise or self._containers.bridge_address()
-            self._adopt()
+            with self._changed:
+                self._adopt()
         except BaseException:
             self._engine.close()
             raise

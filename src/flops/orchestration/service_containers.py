@@ -320,7 +320,7 @@ class ServiceContainers:
             with self._networks, self._engine.asking(f"network {name} cannot be made"):
                 if not any(network["Name"] == name for network in self._api.networks(names=[name])):
                     self._api.create_network(name, driver="bridge", check_duplicate=True, labels=labels)
-        except FailedError as error:
+        except (FailedError, NotFoundError) as error:
             if _NO_RANGE_LEFT not in str(error):
                 raise
             raise UnavailableError(
