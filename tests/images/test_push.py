@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from flops.images.pull import pull
 from flops.images.push import push
 from flops.images.references import Reference
 from flops.images.registry import Registry
-from flops.images.registry_service import forget_stale_uploads, registry_installed
+from flops.images.registry_service import collect_command, forget_stale_uploads, registry_installed
 from tests.conftest import Require
 from tests.registries import (
     RegistryProcess,
@@ -233,6 +234,8 @@ def test_a_full_registry_says_so_tags_nothing_and_gets_the_rest_later(
             pytest.raises(DiskFullError, match="no space is left"),
         ):
             push(layout, image(layout, b"another"), Reference(registry.host, "no/room", "1"), registry=client)
+        registry.stop()
+        registry.start()  # a full disk does not keep it from starting
         # What broke off keeps its space until it is forgotten.
         assert forget_stale_uploads(folder) == 0
         assert forget_stale_uploads(folder, older_than_s=0) > MB
@@ -259,7 +262,7 @@ def test_a_damaged_blob_of_the_layout_is_refused_and_nothing_is_tagged(
     assert registry.tags("damaged/content") == registry.tags("damaged/size") == []
 
 
-def test_a_push_can_be_stopped_and_leaves_no_upload_behind(layout: Layout, registry: RegistryProcess) -> None:
+def test_a_push_can_be_stopped(layout: Layout, registry: RegistryProcess) -> None:
     cancel = threading.Event()
 
     def stopping(done: int, _: int) -> None:
@@ -341,13 +344,24 @@ def test_two_pushes_at_once_both_end_well(layout: Layout, registry: RegistryProc
     assert registry.tags("at/once") == ["0", "1", "2", "3"]
 
 
-def test_a_deleted_image_is_gone(layout: Layout, registry: RegistryProcess) -> None:
-    built = image(layout, b"to be deleted")
+def test_a_deleted_image_is_gone_and_its_space_can_be_freed(
+    layout: Layout, registry: RegistryProcess
+) -> None:
+    content = os.urandom(MB)
+    built = image(layout, content)
+    stored = registry.blob("sha256:" + hashlib.sha256(content).hexdigest())
     push(layout, built, Reference(registry.host, "to/delete", "1"))
     with Registry(registry.host) as client:
         client.delete_manifest("to/delete", built.digest)
         client.delete_manifest("to/delete", built.digest)
         assert client.digest_of("to/delete", "1") is None
+        for manifest in layout.references(built):
+            client.delete_manifest("to/delete", manifest.digest)
+    assert stored.exists()
+    registry.stop()
+    subprocess.run(collect_command(registry.folder), check=True, capture_output=True, timeout=60)
+    registry.start()
+    assert not stored.exists()
 
 
 def _artifact(layout: Layout, subject: Descriptor, content: bytes) -> Descriptor:

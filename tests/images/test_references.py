@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flops.core.errors import InvalidInputError
-from flops.images.references import Reference, is_loopback
+from flops.images.references import Reference, is_loopback, parse_place
 
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 
@@ -92,6 +92,14 @@ def test_writing_and_reading_is_identity(
         host = "localhost"
     reference = Reference(host, "/".join(path), tag if digest or tag else "latest", digest)
     assert Reference.parse(str(reference)) == reference
+
+
+def test_a_place_for_images_is_a_registry_with_or_without_a_prefix() -> None:
+    assert parse_place("registry.example:5000/team/flops/") == ("registry.example:5000", "team/flops")
+    assert parse_place("127.0.0.1:5000") == ("127.0.0.1:5000", "")
+    for text in ("", "http://registry.example", "registry.example/Team", "/team", "a b"):
+        with pytest.raises(InvalidInputError):
+            parse_place(text)
 
 
 def test_another_tag_or_digest_of_the_same_repository() -> None:

@@ -186,7 +186,8 @@ def test_a_helper_that_fails_or_has_nothing(tmp_path: Path) -> None:
 class TokenService:
     """Gives tokens that a registry of ours believes, to whoever knows the password."""
 
-    def __init__(self, life_s: int = 300) -> None:
+    def __init__(self, life_s: int = 300, *, public: bool = False) -> None:
+        self.public = public
         self.life_s = life_s
         self.given: dict[str, tuple[str, float]] = {}
         self.asked: list[Asked] = []
@@ -199,7 +200,8 @@ class TokenService:
                 form = asked.read(int(asked.headers["content-length"])).decode()
                 allowed, scope = "refresh_token=forever" in form, form
             else:
-                allowed, scope = asked.headers.get("authorization") == wanted, " ".join(asked.query["scope"])
+                allowed = self.public or asked.headers.get("authorization") == wanted
+                scope = " ".join(asked.query["scope"])
             if not allowed:
                 return 401, {}, b'{"errors": [{"code": "UNAUTHORIZED", "message": "who are you"}]}'
             token = f"token-{len(self.asked)}"
@@ -226,6 +228,15 @@ def test_tokens_are_fetched_kept_and_renewed() -> None:
         assert len(service.asked) == 2
         with pytest.raises(UnauthorizedError, match=f"denies user '{USER}'.*another repository"):
             registry.has_blob("c", "sha256:" + "0" * 64)
+
+
+def test_public_images_need_a_token_and_no_password() -> None:
+    service = TokenService(public=True)
+    with scripted(service) as host, Registry(host) as registry:
+        assert registry.has_blob("a/b", "sha256:" + "0" * 64)
+        assert "authorization" not in service.asked[0].headers
+        with pytest.raises(UnauthorizedError, match="there are none"):
+            registry.has_blob("private", "sha256:" + "0" * 64)
 
 
 def test_a_token_that_runs_out_is_renewed_before_it_is_refused() -> None:
@@ -448,6 +459,19 @@ def test_patience_ends() -> None:
     ):
         registry.ping()
     assert pauses == [1.0, 2.0]
+
+
+def test_a_registry_that_says_nothing_is_not_waited_for_without_end() -> None:
+    def silent(_: Asked) -> Reply | None:
+        time.sleep(0.5)
+        return None
+
+    with (
+        scripted(silent) as host,
+        Registry(host, silence_s=0.1, pauses_s=(0.0,)) as registry,
+        pytest.raises(UnavailableError, match=r"broke over .*timed out"),
+    ):
+        registry.ping()
 
 
 def test_what_is_no_registry_is_said_to_be_none() -> None:

@@ -26,7 +26,7 @@ raises ends the transfer."""
 
 CHUNK_BYTES = 16 << 20
 """What is sent in one request; a proxy's limit and a broken connection hurt no more than that."""
-COMMIT_S = 600.0
+COMMIT_S = 300.0
 """How long a registry may think about a whole blob or manifest."""
 
 _PIECE_BYTES = 256 << 10
@@ -153,7 +153,7 @@ class Upload:
                 (lambda: self._content(start, end)) if end > start else None,
                 end - start,
                 accepted=_LOST | _NOT_SO,
-                silence_s=COMMIT_S,
+                silence_s=COMMIT_S if last else None,
             )
         )
         if answer.status in _LOST | _NOT_SO:

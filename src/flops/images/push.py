@@ -126,13 +126,13 @@ class _Push:
         """List blobs, and manifests after what they refer to; an artifact's subject is no part of it."""
         if root.digest in manifests:
             return
-        document = self._layout.read_json(root)
+        subject = self._subject(self._layout.read_json(root))
+        parts = [part for part in self._layout.references(root) if part != subject]
         if root.media_type in MANIFESTS:
-            blobs += [Descriptor.from_json(document.get("config"))]
-            blobs += [Descriptor.from_json(layer) for layer in document.get("layers") or ()]
+            blobs += parts
         elif root.media_type in INDEXES and depth > 0:
-            for entry in map(Descriptor.from_json, document.get("manifests") or ()):
-                self._gather(entry, manifests, blobs, depth - 1)
+            for part in parts:
+                self._gather(part, manifests, blobs, depth - 1)
         else:
             raise InvalidInputError(
                 f"{root.digest} is a {root.media_type}, which cannot be pushed as an image"
@@ -165,7 +165,7 @@ class _Push:
 
     def _send_manifest(self, manifest: Descriptor, target: str) -> None:
         document = self._layout.read_json(manifest)
-        subject = Descriptor.from_json(document["subject"]) if document.get("subject") else None
+        subject = self._subject(document)
         if self._registry.digest_of(self._repository, target) == manifest.digest:
             self._count("present", manifest)
             listed = subject is None or self._registry.lists_referrers(self._repository, subject.digest)
@@ -175,6 +175,9 @@ class _Push:
             self._count("sent", manifest)
         if subject is not None and not listed:
             self._list_referrer(subject, manifest, document)
+
+    def _subject(self, document: Mapping[str, Any]) -> Descriptor | None:
+        return Descriptor.from_json(document["subject"]) if "subject" in document else None
 
     def _list_referrer(self, subject: Descriptor, manifest: Descriptor, document: Mapping[str, Any]) -> None:
         """Do what a registry without referrers would do: keep their list under a tag.

@@ -106,6 +106,17 @@ class Reference:
         return f"{self.name}{tag}" + (f"@{self.digest}" if self.digest is not None else "")
 
 
+def parse_place(text: str) -> tuple[str, str]:
+    """Read ``host[:port][/prefix]``, where images are to go; gives host and prefix (which may be empty).
+
+    Raises:
+        InvalidInputError: it is no such place.
+    """
+    host, _, prefix = text.partition("/")
+    prefix = prefix.rstrip("/")
+    return check_host(host), check_repository(prefix) if prefix else ""
+
+
 def check_host(text: str) -> str:
     """The host, if it can name a registry: ``name[:port]``, ``address[:port]`` or ``[ipv6][:port]``.
 

@@ -26,7 +26,15 @@ from flops.images.credentials import Credentials, find_credentials
 from flops.images.descriptor import INDEXES, MANIFESTS, MAX_DOCUMENT_BYTES, Descriptor, check_digest
 from flops.images.references import Reference, check_repository
 from flops.images.registry_access import pulling, pushing
-from flops.images.registry_connection import PAUSES_S, Connection, Question, Sleep, TryAgainError, pieces
+from flops.images.registry_connection import (
+    PAUSES_S,
+    SILENCE_S,
+    Connection,
+    Question,
+    Sleep,
+    TryAgainError,
+    pieces,
+)
 
 _TYPES = tuple(sorted(MANIFESTS | INDEXES))
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,15})-[0-9]+/(?:[0-9]+|\*)")
@@ -44,6 +52,7 @@ class Registry:
         ca: Path | None = None,
         insecure: bool | None = None,
         chunk_bytes: int = CHUNK_BYTES,
+        silence_s: float = SILENCE_S,
         pauses_s: Sequence[float] = PAUSES_S,
         sleep: Sleep = time.sleep,
     ) -> None:
@@ -55,6 +64,7 @@ class Registry:
             ca: a PEM file with the authority of the registry's certificate, beside those of this machine.
             insecure: plain HTTP; None: only to this very machine, and only without ``ca``.
             chunk_bytes: what is sent in one request.
+            silence_s: how long it may say nothing.
             pauses_s: see `PAUSES_S`.
             sleep: how to pause.
         Raises:
@@ -62,7 +72,7 @@ class Registry:
         """
         self.host = host
         self._connection = Connection(
-            host, credentials, ca=ca, insecure=insecure, pauses_s=pauses_s, sleep=sleep
+            host, credentials, ca=ca, insecure=insecure, silence_s=silence_s, pauses_s=pauses_s, sleep=sleep
         )
         self._chunk_bytes = chunk_bytes
 

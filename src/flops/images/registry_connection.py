@@ -105,7 +105,8 @@ class Question:
     """Of the content."""
     accepted: frozenset[int] = frozenset()
     """Statuses beside 2xx that are answers and no errors."""
-    silence_s: float = SILENCE_S
+    silence_s: float | None = None
+    """How long the answer may take; None: as long as usual."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,7 @@ class Connection:
         *,
         ca: Path | None = None,
         insecure: bool | None = None,
+        silence_s: float = SILENCE_S,
         pauses_s: Sequence[float] = PAUSES_S,
         sleep: Sleep = time.sleep,
     ) -> None:
@@ -137,6 +139,7 @@ class Connection:
         self._access = Access(host, credentials, plain)
         api_host = _HUB_HOST if host == PUBLIC_HUB else host
         self._root = httpx.URL(f"{'http' if plain else 'https'}://{api_host}/v2/")
+        self._silence_s = silence_s
         self._pauses_s = pauses_s
         self._sleep = sleep
         self._trust = _trust(ca) if ca is not None else None
@@ -265,7 +268,7 @@ class Connection:
                 url,
                 headers={**headers, **own},
                 content=question.content() if question.content is not None else None,
-                timeout=httpx.Timeout(question.silence_s, connect=_CONNECT_S),
+                timeout=httpx.Timeout(question.silence_s or self._silence_s, connect=_CONNECT_S),
             )
             response = client.send(request, stream=True)
             if response.status_code not in _REDIRECTS or question.method not in ("GET", "HEAD"):
@@ -278,7 +281,7 @@ class Connection:
 
     def _ask_token_service(self, request: httpx.Request) -> bytes:
         subject = "a token"
-        request.extensions["timeout"] = httpx.Timeout(SILENCE_S, connect=_CONNECT_S).as_dict()
+        request.extensions["timeout"] = httpx.Timeout(self._silence_s, connect=_CONNECT_S).as_dict()
         with self._translated(subject):
             response = self._client(request.url.scheme).send(request, stream=True)
             try:

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from flops.core.disk import disk_full, is_full
 from flops.core.errors import InvalidInputError
 from flops.images.locks import write_atomically
 
@@ -46,6 +47,7 @@ def registry_command(
         the command, and the environment for it.
     Raises:
         InvalidInputError: docker-registry is not installed.
+        DiskFullError: no space is left for its configuration.
     """
     program = registry_installed(environment)
     if program is None:
@@ -53,36 +55,21 @@ def registry_command(
             "docker-registry is not installed - run 'apt install docker-registry', "
             "or name another registry in FLOPS_REGISTRY"
         )
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    forget_stale_uploads(folder)
-    http: dict[str, object] = {
-        "addr": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
-        # Uploads that were begun before a restart are known by it.
-        "secret": _secret(folder),
-        "relativeurls": True,
-        "headers": {"X-Content-Type-Options": ["nosniff"]},
-    }
-    if certificate is not None:
-        http["tls"] = {"certificate": str(certificate[0]), "key": str(certificate[1])}
-    configuration: dict[str, object] = {
-        "version": "0.1",
-        "log": {"level": "warn", "accesslog": {"disabled": True}},
-        "storage": {
-            "filesystem": {"rootdirectory": str(folder / "storage")},
-            "delete": {"enabled": True},
-            "maintenance": {
-                "uploadpurging": {"enabled": True, "age": "1h", "interval": "1h", "dryrun": False}
-            },
-        },
-        "http": http,
-    }
-    if htpasswd is not None:
-        configuration["auth"] = {"htpasswd": {"realm": "flops", "path": str(htpasswd)}}
-    # JSON is YAML; and nothing in a path can be taken for anything else.
-    file = folder / "config.yml"
-    write_atomically(file, json.dumps(configuration, indent=1) + "\n")
-    variables = {"PATH": os.defpath, "OTEL_TRACES_EXPORTER": "none"}
-    return [str(program), "serve", str(file)], variables
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        forget_stale_uploads(folder)
+        file = folder / "config.yml"
+        configuration = _configuration(folder, host, port, htpasswd, certificate)
+        # JSON is YAML; and nothing in a path can be taken for anything else.
+        text = json.dumps(configuration, indent=1) + "\n"
+        # On a full disk a registry must start all the same: that is how space is freed.
+        if not file.exists() or file.read_text(encoding="utf-8") != text:
+            write_atomically(file, text)
+    except OSError as error:
+        if is_full(error):
+            raise disk_full(folder, "the image registry") from error
+        raise
+    return [str(program), "serve", str(file)], {"PATH": os.defpath, "OTEL_TRACES_EXPORTER": "none"}
 
 
 def collect_command(folder: Path, environment: Mapping[str, str] = os.environ) -> list[str]:
@@ -110,6 +97,35 @@ def forget_stale_uploads(folder: Path, older_than_s: float = STALE_S) -> int:
                     shutil.rmtree(upload)
                     freed += sum(status.st_size for status in files)
     return freed
+
+
+def _configuration(
+    folder: Path, host: str, port: int, htpasswd: Path | None, certificate: tuple[Path, Path] | None
+) -> dict[str, object]:
+    http: dict[str, object] = {
+        "addr": f"[{host}]:{port}" if ":" in host else f"{host}:{port}",
+        # Uploads that were begun before a restart are known by it.
+        "secret": _secret(folder),
+        "relativeurls": True,
+        "headers": {"X-Content-Type-Options": ["nosniff"]},
+    }
+    if certificate is not None:
+        http["tls"] = {"certificate": str(certificate[0]), "key": str(certificate[1])}
+    configuration: dict[str, object] = {
+        "version": "0.1",
+        "log": {"level": "warn", "accesslog": {"disabled": True}},
+        "storage": {
+            "filesystem": {"rootdirectory": str(folder / "storage")},
+            "delete": {"enabled": True},
+            "maintenance": {
+                "uploadpurging": {"enabled": True, "age": "1h", "interval": "1h", "dryrun": False}
+            },
+        },
+        "http": http,
+    }
+    if htpasswd is not None:
+        configuration["auth"] = {"htpasswd": {"realm": "flops", "path": str(htpasswd)}}
+    return configuration
 
 
 def _secret(folder: Path) -> str:
