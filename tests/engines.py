@@ -9,6 +9,7 @@ import io
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
@@ -31,6 +32,7 @@ ARM64_IMAGE = "flops-test-arm64:1"
 """The same for another platform, in name only."""
 
 _PREFIX = "flops-engine-"
+_BRIDGE = "feb"
 _ATTEMPTS = 4
 _START_TIMEOUT_S = 60.0
 _STOP_TIMEOUT_S = 40.0
@@ -51,14 +53,15 @@ class PrivateEngine:
 
     Args:
         options: of dockerd, besides ours.
+        bridge: it has a default bridge, as engines usually have.
     """
 
-    def __init__(self, options: Sequence[str] = ()) -> None:
+    def __init__(self, options: Sequence[str] = (), *, bridge: bool = False) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
         (self.folder / "owner").write_text(str(os.getpid()))
         self.socket = self.folder / "docker.sock"
         self.url = f"unix://{self.socket}"
-        self._options = tuple(options)
+        self._options = (*options, "--bridge", self._make_bridge() if bridge else "none")
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -79,6 +82,19 @@ class PrivateEngine:
             assert attempt < _ATTEMPTS, log
             time.sleep(attempt)
 
+    def _make_bridge(self) -> str:
+        """A bridge of its own: docker0 belongs to whoever is first on the machine."""
+        name = f"{_BRIDGE}{secrets.token_hex(4)}"
+        (self.folder / "bridge").write_text(name)
+        address = f"10.215.{secrets.randbelow(250)}.1/24"
+        for words in (
+            ["link", "add", "name", name, "type", "bridge"],
+            ["address", "add", address, "dev", name],
+            ["link", "set", name, "up"],
+        ):
+            subprocess.run(["ip", *words], check=True, capture_output=True)
+        return name
+
     def _start_once(self) -> None:
         folder = self.folder
         with (folder / "log").open("ab") as log:
@@ -87,8 +103,6 @@ class PrivateEngine:
                     "dockerd",
                     *("--data-root", str(folder / "data"), "--exec-root", str(folder / "exec")),
                     *("--pidfile", str(folder / "pid"), "--host", self.url),
-                    # The machine's docker0 belongs to whoever is first: each of ours makes its own bridges.
-                    "--bridge=none",
                     # Raising limits is not permitted everywhere.
                     *("--default-ulimit", "nofile=1024:1024"),
                     *("--shutdown-timeout", "5"),
@@ -178,10 +192,10 @@ class PrivateEngine:
 
 
 @contextmanager
-def private_engine(options: Sequence[str] = ()) -> Iterator[PrivateEngine]:
-    """A running engine with the test images."""
+def private_engine(options: Sequence[str] = (), *, bridge: bool = False) -> Iterator[PrivateEngine]:
+    """A running `PrivateEngine` with the test images."""
     clear_leftovers()
-    engine = PrivateEngine(options)
+    engine = PrivateEngine(options, bridge=bridge)
     try:
         engine.start()
         engine.load_image()
@@ -213,6 +227,7 @@ def clear(folder: Path) -> None:
         time.sleep(0.1)
     for bridge in _bridges_of(folder):
         subprocess.run(["ip", "link", "delete", bridge], capture_output=True, check=False)
+        _drop_rules(bridge)
     for mounted in sorted(_mounts_of(folder), reverse=True):
         subprocess.run(["umount", "--lazy", mounted], capture_output=True, check=False)
     shutil.rmtree(folder, ignore_errors=True)
@@ -244,12 +259,24 @@ def _pids_of(folder: Path, programs: Sequence[str] = _OF_ENGINES) -> list[int]:
 
 
 def _bridges_of(folder: Path) -> list[str]:
-    """Bridges an engine that was killed left behind: its log of networks is all that knows them."""
-    path = folder / "data" / "network" / "files" / "local-kv.db"
-    if not path.exists():
-        return []
-    ids = set(re.findall(rb"docker/network/v1\.0/network/([0-9a-f]{64})", path.read_bytes()))
-    return [f"br-{number[:12].decode()}" for number in ids]
+    """Its own, and those of networks that it left when it was killed: only its store of them tells."""
+    own, store = folder / "bridge", folder / "data" / "network" / "files" / "local-kv.db"
+    names = [own.read_text()] if own.exists() else []
+    if store.exists():
+        ids = set(re.findall(rb"docker/network/v1\.0/network/([0-9a-f]{64})", store.read_bytes()))
+        names += [f"br-{number[:12].decode()}" for number in ids]
+    return names
+
+
+def _drop_rules(bridge: str) -> None:
+    """The firewall's rules for a bridge that is gone."""
+    for table in ("filter", "nat"):
+        listed = ["iptables", "--wait", "--table", table, "--list-rules"]
+        for rule in subprocess.run(listed, capture_output=True, text=True, check=False).stdout.splitlines():
+            words = rule.split()
+            if words[0] == "-A" and bridge in words:
+                words[0] = "-D"
+                subprocess.run([*listed[:-1], *words], capture_output=True, check=False)
 
 
 def _mounts_of(folder: Path) -> list[str]:

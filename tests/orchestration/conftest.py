@@ -220,7 +220,7 @@ class History:
 def docker_engine(require: Require) -> Iterator[PrivateEngine]:
     """A Docker engine of our own, shared by the tests that leave it running."""
     require(can_run_engines(), "a Docker engine that we may start (root, docker.io, Debian's python3)")
-    with private_engine() as engine:
+    with private_engine(bridge=True) as engine:
         yield engine
 
 
