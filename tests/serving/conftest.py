@@ -204,7 +204,14 @@ def together(server: Server, bodies: list[Any], path: str = "/invocations") -> l
 def later(action: Callable[[], Any]) -> "tuple[threading.Thread, list[Any]]":
     """Run something beside the test."""
     results: list[Any] = []
-    thread = threading.Thread(target=lambda: results.append(action()), daemon=True)
+
+    def act() -> None:
+        try:
+            results.append(action())
+        except httpx.TransportError as error:
+            results.append(error)
+
+    thread = threading.Thread(target=act, daemon=True)
     thread.start()
     return thread, results
 

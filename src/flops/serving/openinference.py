@@ -212,6 +212,8 @@ def _tensor(name: str, one: Mapping[str, Any], binary: _Binary) -> "Array | _Tex
     size = _parameters(one).get("binary_data_size")
     if datatype == _TEXT:
         flat = _raw_texts(what, binary.take(name, size)) if size is not None else _flattened(one.get("data"))
+        if not all(isinstance(text, str) for text in flat):
+            raise RefusedError(f"{what} has datatype {_TEXT} and holds what is no text")
         _check_count(what, len(flat), shape)
         return _Texts(flat, shape)
     dtype = _DATATYPES[datatype]
@@ -220,7 +222,9 @@ def _tensor(name: str, one: Mapping[str, Any], binary: _Binary) -> "Array | _Tex
         if len(data) != math.prod(shape) * dtype.itemsize:
             raise RefusedError(f"{what} has {len(data)} bytes, its shape and datatype need another number")
         return np.frombuffer(data, dtype).reshape(shape)
-    array = values.numbers("input", one.get("data"), Field(name, datatype, dtype, ()))
+    if not isinstance(one.get("data"), list):
+        raise RefusedError(f"{what} has no list 'data'")
+    array = values.numbers("input", one["data"], Field(name, datatype, dtype, ()))
     _check_count(what, array.size, shape)
     return array.reshape(shape)
 
