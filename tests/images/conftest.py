@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 
 from flops.images import PipConfiguration
+from flops.images.base_image import PYTHON, PYTHON_VERSION, BaseImage, read_base
+from flops.images.descriptor import OCI_CONFIG, OCI_MANIFEST
+from flops.images.layer import Entry, write_layer
+from flops.images.layout import Layout
 
 MakeWheel = Callable[..., Path]
 
@@ -33,6 +37,7 @@ class Index:
         requires: Sequence[str] = (),
         python: str | None = None,
         files: Mapping[str, str] | None = None,
+        tag: str = "py3-none-any",
     ) -> Path:
         """Make a wheel with one module of the package's name, which knows its version."""
         info = f"{name}-{version}.dist-info"
@@ -44,11 +49,11 @@ class Index:
             f"{name}.py": f"VERSION = {version!r}\n",
             **(files or {}),
             f"{info}/METADATA": "\n".join(metadata) + "\n",
-            f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+            f"{info}/WHEEL": f"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: {tag}\n",
         }
         records = [f"{path},{_digest(text)},{len(text)}" for path, text in content.items()]
         content[f"{info}/RECORD"] = "\n".join([*records, f"{info}/RECORD,,"]) + "\n"
-        wheel = self.folder / f"{name}-{version}-py3-none-any.whl"
+        wheel = self.folder / f"{name}-{version}-{tag}.whl"
         with zipfile.ZipFile(wheel, "w") as archive:
             for path, text in content.items():
                 archive.writestr(path, text)
@@ -65,6 +70,26 @@ def index(tmp_path: Path) -> Index:
     folder = tmp_path / "wheels"
     folder.mkdir()
     return Index(folder)
+
+
+def tiny_base(layout: Layout, platform: str, python: str = "3.11") -> BaseImage:
+    """A base with one file, for what need not run."""
+    layer = write_layer(layout, "base", [Entry.file("/etc/platform", platform.encode())])
+    system, architecture = platform.split("/")
+    config = {
+        "os": system,
+        "architecture": architecture,
+        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id]},
+        "config": {"Env": ["PATH=/usr/bin:/bin", "LANG=C"]},
+    }
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": OCI_MANIFEST,
+        "config": layout.add_json(config, OCI_CONFIG).to_json(),
+        "layers": [layer.descriptor.to_json()],
+        "annotations": {PYTHON: f"/usr/bin/python{python}", PYTHON_VERSION: python},
+    }
+    return read_base(layout, layout.add_json(manifest, OCI_MANIFEST), platform, "tiny")
 
 
 @pytest.fixture(scope="session")

@@ -208,21 +208,42 @@ class Assembler:
             InvalidInputError, UnavailableError, FailedError, DiskFullError: see `learner_image`.
         """
         learners = self._read(learner)
-        old = {platform: _lock_of(image, platform) for platform, image in learners.items()}
         with self._pool() as pool:
-            new = self._lock(extra, {p: lock.python for p, lock in old.items()}, old) if extra else old
-            grown = {p: self._start_grown(pool, old[p], new[p], modules) for p in learners}
-            served = self._start_ours(pool, {p: lock.python for p, lock in old.items()}, _SERVING)
+            locks, made = self._start_serving(pool, learners, extra, modules)
             trained = self._write(_MODEL, tree(model, MODEL))
             images = {}
             for platform, image in learners.items():
-                layers = grown[platform].result()
+                layers = _results(made[platform])
                 replaced = _REPLACED if any(layer.what == _DEPENDENCIES for layer in layers) else ()
-                lock = {manifest.LOCK: new[platform].hash}
-                images[platform] = image.without(replaced).on_top(
-                    [*served[platform].result(), *layers, trained], lock
-                )
-        return self._finished(images, annotations, [note for lock in new.values() for note in lock.warnings])
+                lock = {manifest.LOCK: locks[platform].hash}
+                images[platform] = image.without(replaced).on_top([*layers, trained], lock)
+        return self._finished(
+            images, annotations, [note for lock in locks.values() for note in lock.warnings]
+        )
+
+    def prepare_model_image(
+        self, learner: Built | Descriptor, *, extra: Sequence[str] = (), modules: Sequence[str] = ()
+    ) -> None:
+        """Make what `model_image` with the same arguments takes besides the model: while that is trained."""
+        with self._pool() as pool:
+            _, made = self._start_serving(pool, self._read(learner), extra, modules)
+            for platform in made:
+                _results(made[platform])
+
+    def _start_serving(
+        self,
+        pool: ThreadPoolExecutor,
+        learners: Mapping[str, manifest.Image],
+        extra: Sequence[str],
+        modules: Sequence[str],
+    ) -> tuple[Mapping[str, Lock], Mapping[str, Sequence[_Made]]]:
+        """Begin what a model image has more than a learner's: for our server, and for the model."""
+        old = {platform: _lock_of(image, platform) for platform, image in learners.items()}
+        pythons = {platform: lock.python for platform, lock in old.items()}
+        ours = self._start_ours(pool, pythons, _SERVING)
+        new = self._lock(extra, pythons, old) if extra else old
+        theirs = {p: self._start_grown(pool, old[p], new[p], modules) for p in learners}
+        return new, {p: (ours[p], theirs[p]) for p in learners}
 
     def _start_ours(
         self, pool: ThreadPoolExecutor, pythons: Mapping[str, str], what: str = _RUNTIME
@@ -418,6 +439,10 @@ class Assembler:
 
 def _pythons(bases: Mapping[str, BaseImage]) -> dict[str, str]:
     return {platform: base.python_version for platform, base in bases.items()}
+
+
+def _results(made: Iterable[_Made]) -> list[Layer]:
+    return [layer for layers in made for layer in layers.result()]
 
 
 def _python_files(code: Path) -> Iterator[Path]:

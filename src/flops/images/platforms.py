@@ -1,8 +1,8 @@
 """Platforms of images: what uv calls them, and locks for them from wheels alone.
 
 Nothing of a platform other than this machine's can be run, so nothing is built: a requirement without a wheel
-is an error that names it. Platforms are locked one after the other, each preferring the versions of the one
-before, so that learners on different processors run the same versions wherever wheels allow it.
+is an error that names it. Platforms are locked one after the other, each preferring the versions of another,
+so that learners on different processors run the same versions wherever wheels allow it.
 """
 
 import os
@@ -72,22 +72,36 @@ def lock_platforms(
     if configuration is None:
         configuration = PipConfiguration.from_pip(environment)
     store = LockStore(cache)
+    ordered = sorted(platforms.items())
+    kept = {platform: base[platform].packages if base is not None else () for platform, _ in ordered}
+    fingerprint = configuration.fingerprint(environment)
+    keys = {
+        platform: request_key(packages, kept[platform], python, fingerprint, f"{platform} among {ordered}")
+        for platform, python in ordered
+    }
+    known = {platform: answer.lock for platform, key in keys.items() if (answer := store.answer(key))}
+    if len(known) == len(keys):
+        return known
+    work = Resolution(configuration, environment, progress, cancel)
     locks: dict[str, Lock] = {}
     preferred: Sequence[str] = ()
-    for platform, python in sorted(platforms.items()):
-        kept = base[platform].packages if base is not None else ()
-        fingerprint = configuration.fingerprint(environment)
-        key = request_key(packages, kept, python, fingerprint, platform)
-        known = store.answer(key)
-        if known is None:
-            work = Resolution(configuration, environment, progress, cancel)
-            lock = _lock(work, packages, kept, preferred, platform, python)
-            store.remember(key, lock, None)
-        else:
-            lock = known.lock
-        locks[platform] = lock
-        preferred = lock.packages
+    for platform, python in ordered:
+        locks[platform] = _lock(work, packages, kept[platform], preferred, platform, python)
+        preferred = locks[platform].packages
+    for platform, python in ordered[:-1]:  # the last may have had to take other versions, which suit all
+        if _differ(locks[platform].packages, preferred):
+            locks[platform] = _lock(work, packages, kept[platform], preferred, platform, python)
+    for platform, lock in locks.items():
+        store.remember(keys[platform], lock, None)
     return locks
+
+
+def _differ(pins: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether there is a package in both with two versions."""
+    versions = dict(pin.partition("==")[::2] for pin in others)
+    return any(
+        versions.get(name, version) != version for name, _, version in (pin.partition("==") for pin in pins)
+    )
 
 
 def _lock(

@@ -32,10 +32,7 @@ DISTRIBUTIONS = (
     *("iterators", "protobuf", "pycryptodome", "pygments", "rich", "shellingham", "typer"),
     *("typing_extensions", "numpy", "pyarrow"),
 )
-SERVING = (
-    *("pydantic", "pydantic-core", "annotated-types", "typing-inspection"),
-    *("h11", "httptools", "orjson", "prometheus-client", "uvicorn", "uvloop"),
-)
+SERVING = ("h11", "httptools", "orjson", "prometheus-client", "pyyaml", "uvicorn", "uvloop")
 """What the inference server imports besides."""
 UNUSED = (
     *("*.pyi", "Crypto/PublicKey/*", "Crypto/SelfTest/*", "numpy/distutils/*", "numpy/f2py/*"),

@@ -8,6 +8,8 @@ equal documents: no time, and a serial number from the content.
 import uuid
 from collections.abc import Iterable, Mapping
 
+from packaging.utils import canonicalize_name
+
 from flops.images.descriptor import CYCLONEDX, OCI_EMPTY, OCI_MANIFEST, Descriptor
 from flops.images.layout import Layout
 
@@ -36,7 +38,7 @@ def document(name: str, version: str, packages: Mapping[str, Iterable[str]]) -> 
     for part, pins in sorted(packages.items()):
         for pin in sorted(pins):
             package, _, release = pin.partition("==")
-            url = PackageURL("pypi", None, package.lower(), release)
+            url = PackageURL("pypi", None, canonicalize_name(package), release)
             component = Component(
                 name=package,
                 version=release,

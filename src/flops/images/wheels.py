@@ -10,10 +10,12 @@ import configparser
 import fnmatch
 import os
 import re
+import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flops.core.errors import InvalidInputError
@@ -27,6 +29,8 @@ TRIM = 1
 """Changes with the rules of what is left out: layers made under other rules are not reused."""
 
 _TIMEOUT_S = 3600.0
+_LEFT_S = 2 * _TIMEOUT_S
+_PREFIX = "wheels-"
 _TESTS = "tests"
 _BUILD_ONLY = frozenset(
     {".a", ".cc", ".cmake", ".cpp", ".cuh", ".cxx", ".h", ".hpp", ".hxx", ".lib", ".pxd", ".pxi", ".pyx"}
@@ -74,7 +78,8 @@ def laid_down(
         FailedError: uv failed otherwise, no space is left, or ``cancel`` was set.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=scratch, prefix="wheels-") as name:
+    _clear(scratch)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix=_PREFIX) as name:
         target = Path(name) / "site"
         target.mkdir()
         if lock.packages:
@@ -103,6 +108,14 @@ def laid_down(
             if finished.returncode:
                 raise uv.failure(finished, f"laying down the packages for {lock.platform}")
         yield target
+
+
+def _clear(scratch: Path) -> None:
+    """Remove what calls left that were killed."""
+    for left in scratch.glob(f"{_PREFIX}*"):
+        with suppress(OSError):
+            if left.stat().st_mtime < time.time() - _LEFT_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def site_packages(place: str, python: str) -> str:
