@@ -4,43 +4,177 @@ Promises: nothing of a base is executed to make, find or check it; a base made h
 equal packages; the same one is made once and shared by all projects, several callers may ask at once.
 """
 
-import hashlib
-import io
 import os
-import tarfile
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import Empty, Queue
 
-from isal import isal_zlib
+from packaging.version import Version
 
-from flops.core.errors import FailedError, InvalidInputError, NotFoundError
+from flops.core.errors import (
+    FailedError,
+    FlopsError,
+    InvalidInputError,
+    NotFoundError,
+    UnauthorizedError,
+    UnavailableError,
+)
 from flops.images import debian, uv
 from flops.images.base_image import PYTHON, PYTHON_VERSION, BaseImage, read_base
 from flops.images.descriptor import (
-    INDEXES,
     OCI_CONFIG,
     OCI_INDEX,
-    OCI_LAYER_GZIP,
     OCI_MANIFEST,
     Descriptor,
 )
-from flops.images.layout import Layout, Writer
+from flops.images.inspection import check_python
+from flops.images.interpreters import Interpreter, candidates, own_interpreter
+from flops.images.layer import write_layer
+from flops.images.layout import Layout
+from flops.images.platforms import PLATFORMS
+from flops.images.pull import pull
+from flops.images.references import Reference
+from flops.images.registry import Registry
 
 SUITE = "bookworm"
-PLATFORMS = ("linux/amd64", "linux/arm64")
+PUBLIC = "python:{python}-slim"
+"""Of the public hub."""
 PACKAGES = "io.flops.debian.packages"
 """Annotation of a base made here: ``name=version`` of every package in it."""
 
 _TAG = "flops-base"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_COMPRESSION = 2  # of isal's 0 to 3
-_PIECE_BYTES = 1 << 20
 _WAIT_S = 0.2
+_MINORS = range(11, 15)
+"""Of Pythons that FLOps' programs run on."""
+_MOST_PATCHES = 40
+_PATIENCE_S = 4.0
 _making = threading.Lock()
+_asking = threading.Lock()
+_answering: dict[str, bool] = {}
+
+
+def find_base(
+    layout: Layout,
+    platforms: Sequence[str] = PLATFORMS,
+    *,
+    python: str | None = None,
+    wanted: str | None = None,
+    public: str = PUBLIC,
+    refresh: bool = False,
+    environment: Mapping[str, str] = os.environ,
+    progress: uv.Progress | None = None,
+    warn: uv.Progress | None = None,
+    cancel: threading.Event | None = None,
+) -> Mapping[str, BaseImage]:
+    """The base to build on, for each platform.
+
+    What was pulled or made before is taken again, with no network asked, so that equal projects have equal
+    images; ``refresh`` asks for the present one.
+
+    Args:
+        python: PEP 440 specifiers of the wanted Python; None: FLOps' own. Where there is no such base the
+            nearest is taken, and ``warn`` is told.
+        wanted: an image's reference, in which ``{python}`` stands for a version such as 3.12, or
+            ``flops-base:SUITE``; None: Python's image of the public hub where that can be reached, else a
+            base made here.
+        public: what is tried first where nothing is wanted.
+    Raises:
+        InvalidInputError: reference or specifiers are broken, or the image is not for these platforms.
+        NotFoundError: the registry has no such image.
+        UnavailableError: nothing can be reached or made.
+        FailedError: an image is damaged, or ``cancel`` was set.
+    """
+    tell, say = progress or _ignore, warn or _ignore
+    wish = candidates(python, [one for minor in _MINORS for one in _patches(minor)], own_interpreter())
+    reference = (wanted or public).replace("{python}", f"3.{wish.interpreters[0].minor}")
+    search = _Search(layout, tuple(sorted(set(platforms))), refresh, environment, tell, cancel)
+    if reference.startswith(f"{_TAG}:"):
+        found = search.made(reference.removeprefix(f"{_TAG}:"))
+    elif wanted is not None:
+        found = search.pulled(reference)
+    else:
+        found = search.public(reference, python)
+    for base in found.values():
+        if not _fits(base, python):
+            say(
+                f"Python {wish.asked} is asked for; base image {base.source} for {base.platform} has "
+                f"{base.python_version}, which is used"
+            )
+    return found
+
+
+class _Search:
+    """One call's ways to a base."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        platforms: tuple[str, ...],
+        refresh: bool,
+        environment: Mapping[str, str],
+        tell: uv.Progress,
+        cancel: threading.Event | None,
+    ) -> None:
+        self._layout = layout
+        self._platforms = platforms
+        self._refresh = refresh
+        self._environment = environment
+        self._tell = tell
+        self._cancel = cancel
+
+    def made(self, suite: str) -> Mapping[str, BaseImage]:
+        return make_base(
+            self._layout,
+            suite,
+            self._platforms,
+            refresh=self._refresh,
+            environment=self._environment,
+            progress=self._tell,
+            cancel=self._cancel,
+        )
+
+    def pulled(self, text: str) -> Mapping[str, BaseImage]:
+        """From a registry, checked before it gets a name here."""
+        reference = Reference.parse(text)
+        name = str(reference)
+        known = {} if self._refresh else _known(self._layout, name, self._platforms)
+        if set(self._platforms) <= set(known):
+            return {platform: known[platform] for platform in self._platforms}
+        self._tell(f"pulling base image {name}")
+        with Registry.of_user(reference.host, self._environment) as registry:
+            descriptor = pull(
+                reference, self._layout, self._platforms, registry=registry, cancel=self._cancel
+            )
+        found = {
+            platform: read_base(self._layout, descriptor, platform, name) for platform in self._platforms
+        }
+        for base in found.values():
+            check_python(self._layout, base)
+        self._layout.tag(name, descriptor)
+        return found
+
+    def public(self, text: str, python: str | None) -> Mapping[str, BaseImage]:
+        """From the public hub, else made here."""
+        reference = Reference.parse(text)
+        known = _known(self._layout, str(reference), self._platforms)
+        away = ""
+        if set(self._platforms) <= set(known) or _answers(reference.host):
+            try:
+                return self.pulled(text)
+            except (UnavailableError, NotFoundError) as error:
+                away = str(error)
+        else:
+            away = f"image registry {reference.host} cannot be reached"
+        self._tell(f"{away}; a base image made here is used")
+        try:
+            return self.made(_nearest(self._layout, python))
+        except UnavailableError as error:
+            raise UnavailableError(f"{away}, and {error}") from error
 
 
 def make_base(
@@ -73,20 +207,25 @@ def make_base(
     name = f"{_TAG}:{suite}"
     tell = progress or _ignore
     with _one_at_a_time(tell, cancel):
-        known = _known(layout, name)
+        known = {found.platform: found.manifest for found in _known(layout, name).values()}
         missing = [platform for platform in wanted if refresh or platform not in known]
 
         def make(platform: str) -> Descriptor:
             tell(f"unpacking Debian {suite} for {platform}")
-            with tempfile.TemporaryDirectory(prefix="flops-base-") as folder:
-                found = debian.unpack(
-                    suite, platform, Path(folder), mirror=mirror, environment=environment, cancel=cancel
-                )
-                tell(f"writing the base image for {platform}")
-                return _write(layout, found, suite, platform, cancel)
+            place = Path(scratch) / platform.replace("/", "-")
+            place.mkdir()
+            store = Path(scratch) / "compiled"
+            found = debian.unpack(
+                suite, platform, place, store, mirror=mirror, environment=environment, cancel=cancel
+            )
+            tell(f"writing the base image for {platform}")
+            return _write(layout, found, suite, platform)
 
         if missing:
-            with ThreadPoolExecutor(len(missing)) as pool:
+            with (
+                tempfile.TemporaryDirectory(prefix="flops-base-") as scratch,
+                ThreadPoolExecutor(len(missing)) as pool,
+            ):
                 known |= dict(zip(missing, pool.map(make, missing), strict=True))
             manifests = [known[platform].to_json() for platform in sorted(known)]
             document = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": manifests}
@@ -102,36 +241,59 @@ def made_bases(layout: Layout) -> Mapping[str, Descriptor]:
     }
 
 
-def _known(layout: Layout, name: str) -> dict[str, Descriptor]:
-    """The manifests of a base made before, by platform; without those that are not whole any more."""
-    try:
-        index = layout.resolve(name)
-        listed = layout.references(index) if index.media_type in INDEXES else []
-    except (NotFoundError, InvalidInputError, FailedError):
-        return {}
-    known: dict[str, Descriptor] = {}
-    for manifest in listed:
-        try:
-            read_base(layout, manifest, str(manifest.platform), name)
-        except (NotFoundError, InvalidInputError, FailedError):
-            continue
-        known[str(manifest.platform)] = manifest
+def _known(layout: Layout, name: str, platforms: Sequence[str] = PLATFORMS) -> dict[str, BaseImage]:
+    """What has that name here, by platform; without what is not whole any more."""
+    known: dict[str, BaseImage] = {}
+    for platform in platforms:
+        with suppress(NotFoundError, InvalidInputError, FailedError):
+            known[platform] = read_base(layout, layout.resolve(name), platform, name)
     return known
 
 
-def _write(
-    layout: Layout, found: debian.Debian, suite: str, platform: str, cancel: threading.Event | None
-) -> Descriptor:
+def _nearest(layout: Layout, python: str | None) -> str:
+    """The suite whose Python is wanted, among those made here; without any, the usual one."""
+    suites = sorted(made_bases(layout), key=lambda suite: (suite != SUITE, suite))
+    for suite in suites:
+        if any(_fits(base, python) for base in _known(layout, f"{_TAG}:{suite}").values()):
+            return suite
+    return suites[0] if suites else SUITE
+
+
+def _fits(base: BaseImage, python: str | None) -> bool:
+    """Whether some patch release of the base's Python is what is wanted."""
+    minor = int(base.python_version.partition(".")[2])
+    return candidates(python, _patches(minor), own_interpreter()).fits
+
+
+def _patches(minor: int) -> list[Interpreter]:
+    return [Interpreter(Version(f"3.{minor}.{patch}"), Path()) for patch in range(_MOST_PATCHES)]
+
+
+def _answers(host: str) -> bool:
+    """Whether a registry can be reached; asked once, with little patience."""
+    with _asking:
+        if host not in _answering:
+            answers: Queue[bool] = Queue()
+            threading.Thread(target=_ask, args=(host, answers), daemon=True).start()
+            try:
+                _answering[host] = answers.get(timeout=_PATIENCE_S)
+            except Empty:
+                _answering[host] = False
+        return _answering[host]
+
+
+def _ask(host: str, answers: "Queue[bool]") -> None:
+    try:
+        with Registry(host, pauses_s=()) as registry:
+            registry.ping()
+        answers.put(True)
+    except FlopsError as error:
+        answers.put(isinstance(error, UnauthorizedError))  # a refusal is an answer
+
+
+def _write(layout: Layout, found: debian.Debian, suite: str, platform: str) -> Descriptor:
     """The layer, config and manifest of one platform."""
-    with layout.writer() as writer:
-        stream = _Compressed(writer)
-        with tarfile.open(fileobj=stream, mode="w|", format=tarfile.GNU_FORMAT, bufsize=_PIECE_BYTES) as tar:
-            for entry in found.entries:
-                if cancel is not None and cancel.is_set():
-                    raise FailedError("making a base image was stopped on request")
-                _add(tar, entry)
-        diff_id = stream.finish()
-        layer = Descriptor(OCI_LAYER_GZIP, *writer.commit())
+    layer = write_layer(layout, "base", found.entries)
     system, architecture = platform.split("/")
     config = {
         "architecture": architecture,
@@ -142,7 +304,7 @@ def _write(
             "User": f"{debian.USER_ID}:{debian.USER_ID}",
             "Cmd": [found.python],
         },
-        "rootfs": {"type": "layers", "diff_ids": [diff_id]},
+        "rootfs": {"type": "layers", "diff_ids": [layer.diff_id]},
         "history": [{"created": "1970-01-01T00:00:00Z", "created_by": f"Debian {suite}"}],
     }
     packages = " ".join(f"{name}={version}" for name, version in sorted(found.packages.items()))
@@ -150,7 +312,7 @@ def _write(
         "schemaVersion": 2,
         "mediaType": OCI_MANIFEST,
         "config": layout.add_json(config, OCI_CONFIG).to_json(),
-        "layers": [layer.to_json()],
+        "layers": [layer.descriptor.to_json()],
         "annotations": {
             PYTHON: found.python,
             PYTHON_VERSION: found.python_version,
@@ -159,47 +321,6 @@ def _write(
         },
     }
     return layout.add_json(manifest, OCI_MANIFEST, platform=platform)
-
-
-def _add(tar: tarfile.TarFile, entry: debian.Entry) -> None:
-    info = tarfile.TarInfo(entry.path)
-    info.mode = entry.mode
-    if entry.target is not None:
-        info.type, info.linkname = tarfile.SYMTYPE, entry.target
-        tar.addfile(info)
-    elif entry.is_folder:
-        info.type = tarfile.DIRTYPE
-        tar.addfile(info)
-    elif entry.file is not None:
-        with entry.file.open("rb") as file:
-            info.size = os.fstat(file.fileno()).st_size
-            tar.addfile(info, file)
-    else:
-        content = entry.content or b""
-        info.size = len(content)
-        tar.addfile(info, io.BytesIO(content))
-
-
-class _Compressed(io.RawIOBase):
-    """Takes a layer's tar and writes it compressed; knows the digest of the uncompressed form."""
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-        self._hash = hashlib.sha256()
-        self._compressor = isal_zlib.compressobj(_COMPRESSION, wbits=31)
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, content: bytes, /) -> int:  # type: ignore[override] # tarfile writes bytes
-        self._hash.update(content)
-        self._writer.write(self._compressor.compress(content))
-        return len(content)
-
-    def finish(self) -> str:
-        """Write what is left; gives the uncompressed form's digest."""
-        self._writer.write(self._compressor.flush())
-        return f"sha256:{self._hash.hexdigest()}"
 
 
 @contextmanager

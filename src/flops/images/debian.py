@@ -13,15 +13,14 @@ import shutil
 import stat
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from flops.core.disk import disk_full
 from flops.core.errors import FailedError, FlopsError, InvalidInputError, UnavailableError
-from flops.images import uv
+from flops.images import compiled, uv
 from flops.images.apt_sources import check_suite, sources_text
-from flops.images.interpreters import installed_interpreters
+from flops.images.layer import Entry
 
 ARCHITECTURES: Mapping[str, str] = {"linux/amd64": "amd64", "linux/arm64": "arm64"}
 """Debian's names of platforms."""
@@ -47,9 +46,6 @@ _WITH_DISTUTILS = frozenset({"buster", "bullseye", "bookworm"})
 """Suites that keep the standard library's distutils in a package of its own."""
 
 _TIMEOUT_S = 1800.0
-_COMPILE_TIMEOUT_S = 300.0
-_COMPILE_PARTS = 4  # fixed: which files one process compiles shows in the bytes it writes
-_COMPILER = "import sys; sys.path.pop(0); import compileall; sys.exit(not compileall.main())"
 _DEB = re.compile(r"(?P<name>[a-z0-9][a-z0-9+.-]+)_(?P<version>[^_]+)_[a-z0-9]+\.deb")
 _PACKAGE_FILES = "var/cache/apt/archives"
 _MERGED = ("bin", "sbin", "lib", "lib64")
@@ -103,23 +99,7 @@ _LINKS: Mapping[str, str] = {
     "usr/lib/ssl/cert.pem": "/etc/ssl/certs/ca-certificates.crt",
     "usr/lib/ssl/openssl.cnf": "/etc/ssl/openssl.cnf",
 }
-_CERTIFICATES = "etc/ssl/certs/ca-certificates.crt"
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One thing in the tree: a folder, a symbolic link, or a file of the host or of this text."""
-
-    path: str
-    mode: int
-    target: str | None = None
-    """Of a symbolic link."""
-    file: Path | None = None
-    content: bytes | None = None
-
-    @property
-    def is_folder(self) -> bool:
-        return self.target is None and self.file is None and self.content is None
+_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
 
 @dataclass(frozen=True)
@@ -127,7 +107,7 @@ class Debian:
     """What was unpacked for one platform."""
 
     entries: tuple[Entry, ...]
-    """Sorted by path, folders before what is in them."""
+    """Of the image's only layer."""
     packages: Mapping[str, str]
     """Versions by name, of those whose files are kept."""
     python: str
@@ -144,6 +124,7 @@ def unpack(
     suite: str,
     platform: str,
     folder: Path,
+    store: Path,
     *,
     mirror: str | None = None,
     environment: Mapping[str, str] = os.environ,
@@ -152,6 +133,8 @@ def unpack(
     """Fetch, verify and unpack the packages of a suite for a platform into an empty folder.
 
     Args:
+        folder: what is returned refers to files in it.
+        store: the same for compiled modules, which platforms share.
         mirror: a mirror's address; None: those of this machine's apt.
     Raises:
         InvalidInputError: no such suite, or it does not have that platform.
@@ -182,7 +165,7 @@ def unpack(
     finished = uv.start([program, *arguments], variables, _TIMEOUT_S, None, cancel)
     if finished.returncode:
         raise _failure(finished.stderr, suite, platform, folder)
-    return _Tree(root).arrange(environment, cancel)
+    return _Tree(root).arrange(store, environment, cancel)
 
 
 def _architecture(platform: str) -> str:
@@ -199,25 +182,23 @@ class _Tree:
     def __init__(self, root: Path) -> None:
         self._root = root
 
-    def arrange(self, environment: Mapping[str, str], cancel: threading.Event | None) -> Debian:
+    def arrange(self, store: Path, environment: Mapping[str, str], cancel: threading.Event | None) -> Debian:
         packages = self._packages()
         link = self._root / "usr/bin/python3"
         name = str(link.readlink()) if link.is_symlink() else ""
         version = name.removeprefix("python")
         if not re.fullmatch(r"3\.\d{1,2}", version) or not (link.parent / name).is_file():
             raise FailedError("the unpacked packages hold no Python 3 - name another suite, such as bookworm")
-        self._compile(version, environment, cancel)
-        entries: dict[str, Entry] = {path: Entry(path, mode) for path, mode in _FOLDERS.items()}
-        entries |= {entry.path: entry for entry in self._files()}
-        entries |= {path: Entry(path, 0o644, content=text.encode()) for path, text in _FILES.items()}
-        entries[_CERTIFICATES] = Entry(_CERTIFICATES, 0o644, content=self._certificates())
-        links = {**_LINKS, **({"lib64": "usr/lib64"} if self._has("usr/lib64/", entries) else {})}
-        entries |= {path: Entry(path, 0o777, target=target) for path, target in links.items()}
-        for path in list(entries):
-            for parent in PurePosixPath(path).parents[:-1]:
-                entries.setdefault(str(parent), Entry(str(parent), 0o755))
-        ordered = tuple(entries[path] for path in sorted(entries, key=lambda path: path.split("/")))
-        return Debian(ordered, packages, f"/usr/bin/{name}", version)
+        entries = {entry.path: entry for entry in self._files()}
+        entries |= {entry.path: entry for entry in self._compiled(version, store, environment, cancel)}
+        made = [Entry.folder(f"/{path}", mode) for path, mode in _FOLDERS.items()]
+        made += [Entry.file(f"/{path}", text.encode()) for path, text in _FILES.items()]
+        made.append(Entry.file(_CERTIFICATES, self._certificates()))
+        made += [Entry.link(f"/{path}", target) for path, target in _LINKS.items()]
+        if any(path.startswith("/usr/lib64/") for path in entries):
+            made.append(Entry.link("/lib64", "usr/lib64"))
+        entries |= {entry.path: entry for entry in made}
+        return Debian(tuple(entries.values()), packages, f"/usr/bin/{name}", version)
 
     def _packages(self) -> dict[str, str]:
         names = sorted(path.name for path in (self._root / _PACKAGE_FILES).glob("*.deb"))
@@ -237,9 +218,9 @@ class _Tree:
                     continue
                 status = path.lstat()
                 if stat.S_ISLNK(status.st_mode):
-                    yield Entry(place, 0o777, target=_moved(str(path.readlink()), inside, place))
+                    yield Entry.link(f"/{place}", _moved(str(path.readlink()), inside, place))
                 elif stat.S_ISREG(status.st_mode):
-                    yield Entry(place, 0o755 if status.st_mode & 0o111 else 0o644, file=path)
+                    yield Entry.copy(f"/{place}", path)
 
     def _certificates(self) -> bytes:
         """What ``update-ca-certificates`` would write."""
@@ -251,40 +232,21 @@ class _Tree:
                     parts.append(file.read(_MAX_CERTIFICATE_BYTES).strip() + b"\n")
         return b"".join(parts)
 
-    def _compile(self, version: str, environment: Mapping[str, str], cancel: threading.Event | None) -> None:
-        """Compile the standard library, when this machine has a Python of that minor version.
-
-        Without, everything works and starts slower. The modules are never checked against their sources:
-        both lie in one image, which nobody writes to.
-        """
-        minor = int(version.partition(".")[2])
-        found = [python for python in installed_interpreters(environment) if python.minor == minor]
+    def _compiled(
+        self, version: str, store: Path, environment: Mapping[str, str], cancel: threading.Event | None
+    ) -> Iterator[Entry]:
+        """The standard library's modules; where this Python cannot make them, programs start slower."""
         library = self._root / "usr/lib" / f"python{version}"
-        if not found or not library.is_dir():
-            return
-        files = [
-            path
+        place = f"/usr/lib/python{version}"
+        sources = [
+            path.relative_to(library).as_posix()
             for path in sorted(library.rglob("*.py"))
             if not path.is_symlink() and not _LEFT_OUT.fullmatch(path.relative_to(self._root).as_posix())
         ]
-
-        variables = {key: value for key, value in environment.items() if not key.startswith("PYTHON")}
-        variables["PYTHONHASHSEED"] = "0"  # the order of sets shows in the bytes
-
-        def compile_part(number: int) -> None:
-            listed = self._root.parent / f"compiled-{number}.txt"
-            part = files[number::_COMPILE_PARTS]
-            listed.write_text("".join(f"{path}\n" for path in part), encoding="utf-8")
-            options = ["-qq", "--invalidation-mode", "unchecked-hash", "-s", str(self._root), "-p", "/"]
-            command = [str(found[0].path), "-S", "-c", _COMPILER, *options, "-i", str(listed)]
-            uv.start(command, variables, _COMPILE_TIMEOUT_S, None, cancel)
-
-        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            list(pool.map(compile_part, range(_COMPILE_PARTS)))
-
-    @staticmethod
-    def _has(start: str, entries: Mapping[str, Entry]) -> bool:
-        return any(path.startswith(start) for path in entries)
+        if compiled.can_compile(version):
+            yield from compiled.entries(
+                library, sources, place, store, environment=environment, cancel=cancel
+            )
 
 
 def _merged(path: str) -> str:
