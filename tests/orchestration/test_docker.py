@@ -1,5 +1,6 @@
 """The `docker` adapter with a real engine: what containers may, and what survives whose end."""
 
+import http.server
 import json
 import os
 import secrets
@@ -531,6 +532,52 @@ def test_images_are_pulled_by_digest_from_a_registry(
     site.client.remove_image(f"{repository}@{digest}")
 
 
+DOCKER = "application/vnd.docker"
+
+
+class StallingRegistry(http.server.BaseHTTPRequestHandler):
+    """A registry whose only image has a layer that never comes."""
+
+    stalled = threading.Event()
+
+    def do_GET(self) -> None:
+        def blob(kind: str, digit: str) -> dict[str, Any]:
+            return {"mediaType": f"{DOCKER}.{kind}", "size": 9, "digest": f"sha256:{digit * 64}"}
+
+        kind = f"{DOCKER}.distribution.manifest.v2+json"
+        config, layer = blob("container.image.v1+json", "1"), blob("image.rootfs.diff.tar.gzip", "2")
+        manifest = {"schemaVersion": 2, "mediaType": kind, "config": config, "layers": [layer]}
+        if "/blobs/" in self.path:
+            self.stalled.wait(60)
+        body = json.dumps(manifest).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Into nobody's terminal."""
+
+
+def test_pull_that_comes_to_a_standstill_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    orchestrator = site.open()
+    monkeypatch.setattr("flops.orchestration.containers._PULL_SILENCE_S", 1.0)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), StallingRegistry) as registry:
+        registry.daemon_threads = True
+        threading.Thread(target=registry.serve_forever, daemon=True).start()
+        image = f"127.0.0.1:{registry.server_port}/stalls:1"
+
+        with pytest.raises(UnavailableError, match=f"image {image}.*timed out"):
+            orchestrator.deploy(shell("echo hi", image=image))
+
+        StallingRegistry.stalled.set()
+        registry.shutdown()
+    assert orchestrator.list() == []
+
+
 # ends
 def test_service_that_ignores_the_request_is_killed_and_another_has_its_time(site: Site, watch: Any) -> None:
     orchestrator = site.open()
@@ -635,7 +682,7 @@ def test_deployments_of_one_service_at_once_are_one(site: Site) -> None:
 def test_log_goes_on_over_deployments_and_its_tail_is_whole_lines(site: Site, watch: Any) -> None:
     orchestrator = site.open()
     history = watch(orchestrator)
-    ended(orchestrator, history, shell("echo first; echo oh >&2"))
+    ended(orchestrator, history, shell("echo first; sleep 0.5; echo oh >&2"))
     assert ended(orchestrator, history, shell("echo second")) == "first\noh\nsecond\n"
     assert len(site.containers()) == 1
 

@@ -2,6 +2,8 @@
 
 The port (`Orchestrator`) is what the rest of FLOps sees; adapters are interchangeable and pass one
 contract suite (tests/orchestration/test_contract.py). FLOps never schedules across machines itself.
+Adapters that drive Docker engines are imported from their modules (`flops.orchestration.docker`), where
+they are wanted: the SDK takes 0.3 s.
 
 Promises of every adapter:
 

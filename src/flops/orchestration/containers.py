@@ -21,6 +21,7 @@ import requests
 import urllib3
 from docker.errors import APIError, DockerException
 
+from flops.core.disk import DiskFullError
 from flops.core.errors import (
     ConflictError,
     FailedError,
@@ -49,6 +50,7 @@ DEFAULT_ENVIRONMENT = {"HOME": "/tmp"}  # noqa: S108 - the only place that a ser
 
 _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 _TIMEOUT_S = 60.0
+_PULL_SILENCE_S = 300.0
 _HOME = re.compile(r"[a-z0-9]{1,16}")
 _FULL = ("no space left on device", "disk quota exceeded")
 _PERMANENT = (
@@ -64,12 +66,21 @@ _PERMANENT = (
 )
 
 
+class _Client(docker.APIClient):
+    """The SDK's, which would wait for ever for a pull that has come to a standstill."""
+
+    def post(self, url: str | bytes, *args: Any, **kwargs: Any) -> requests.Response:
+        if str(url).endswith("/images/create"):
+            kwargs["timeout"] = _PULL_SILENCE_S
+        return super().post(url, *args, **kwargs)
+
+
 class Engine:
     """One Docker engine, its errors in ours.
 
     Args:
         url: such as ``unix:///var/run/docker.sock``.
-        timeout_s: of one request; pulling has none, the engine ends what stalls.
+        timeout_s: of one request; pulling may take as long as there is progress.
     Raises:
         UnavailableError: it does not answer.
     """
@@ -77,7 +88,7 @@ class Engine:
     def __init__(self, url: str, timeout_s: float = _TIMEOUT_S) -> None:
         self.url = url
         with self.asking("no service can run"):
-            self.api = docker.APIClient(base_url=url, version="auto", timeout=int(timeout_s))
+            self.api: docker.APIClient = _Client(base_url=url, version="auto", timeout=int(timeout_s))
 
     @contextmanager
     def asking(self, what: str) -> Iterator[None]:
@@ -162,7 +173,7 @@ def translated(error: Exception, url: str, what: str) -> FlopsError:
     if isinstance(error, APIError) and error.response is not None:
         why = str(error.explanation or error.response.reason).strip().rstrip(".")
         if any(words in why.lower() for words in _FULL):
-            return UnavailableError(
+            return DiskFullError(
                 f"{what}: no space is left where the Docker engine at {url} keeps its data - free some there"
             )
         kinds: Mapping[int, type[FlopsError]] = {
@@ -197,7 +208,7 @@ def _root_cause(error: BaseException) -> str:
 def _cannot_pull(image: str, platform: str, why: str) -> FlopsError:
     words = why.lower()
     if any(full in words for full in _FULL):
-        return UnavailableError(
+        return DiskFullError(
             f"image {image} cannot be pulled: no space is left for it on the engine's disk - free some there"
         )
     if "no matching manifest" in words:

@@ -15,13 +15,13 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from flops.core.clock import Clock, SystemClock
 from flops.core.disk import disk_full, is_full
@@ -62,12 +62,13 @@ from flops.orchestration.service_containers import ServiceContainers
 from flops.orchestration.watchers import Watchers
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 _DEFAULT_URL = "unix:///var/run/docker.sock"
 _LOG_LIMIT_BYTES = 10 << 20
 _KILL_TIMEOUT_S = 15.0
 _AWAY_PAUSE_S = 2.0
-_SIGNALS_AT_ONCE = 8
+_AT_ONCE = 8
 
 
 @dataclass
@@ -251,9 +252,12 @@ class DockerOrchestrator:
         return last_lines(earlier + present, tail_bytes)
 
     def remove_project(self, project: str) -> None:
-        for status in self.list(project):
+        names = [status.name for status in self.list(project)]
+        with suppress(NotFoundError):  # one that another caller removed: each is stopped below anyway
+            self.stop_many(names)
+        for name in names:
             with suppress(NotFoundError):
-                self.remove(status.name)
+                self.remove(name)
         self._containers.remove_volumes(f"{project}-")
         self._containers.remove_network(project)
 
@@ -414,9 +418,7 @@ class DockerOrchestrator:
             self._containers.signal(container, signal)
             self._events.tell(container)  # it may have ended before
 
-        if containers:
-            with ThreadPoolExecutor(min(_SIGNALS_AT_ONCE, len(containers))) as threads:
-                list(threads.map(send, containers))
+        _at_once(send, containers)
 
     def _have_ended(self, services: Sequence[_Service], timeout_s: float) -> bool:
         with self._changed:
@@ -437,8 +439,7 @@ class DockerOrchestrator:
             with self._changed:
                 now = self._clock.monotonic()
                 due = [s for s in self._services.values() if s.restart_at is not None and s.restart_at <= now]
-            for service in due:
-                self._restart(service)
+            _at_once(self._restart, due)
         finally:
             self._deliver()
         with self._changed:
@@ -607,6 +608,13 @@ class DockerOrchestrator:
                 return {service.deployment.key for service in self._services.values()}
 
         self._containers.sweep(known)
+
+
+def _at_once(ask: Callable[[_T], None], targets: Sequence[_T]) -> None:
+    """Ask the engine about several things, and wait for all; raises the first error."""
+    if targets:
+        with ThreadPoolExecutor(min(_AT_ONCE, len(targets))) as threads:
+            list(threads.map(ask, targets))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Every method asks the engine and nothing else; none keeps state, all may be call
 
 import base64
 import json
+import logging
 import posixpath
 import socket
 import threading
@@ -30,6 +31,8 @@ from flops.orchestration.containers import (
 )
 from flops.orchestration.deployments import Deployment
 from flops.orchestration.port import LOOPBACK, SECRETS, ServiceSpec
+
+_log = logging.getLogger(__name__)
 
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 _STAGE = "flops-stage"
@@ -159,6 +162,8 @@ class ServiceContainers:
 
     def _create(self, configuration: dict[str, Any], name: str) -> str:
         created = self._api.create_container_from_config(configuration, name)  # type: ignore[no-untyped-call]
+        for warning in created.get("Warnings") or []:  # of a limit that its kernel does not know, say
+            _log.warning("container %s: the Docker engine says: %s", name, warning)
         return str(created["Id"])
 
     def _remove_container(self, container: str) -> None:
