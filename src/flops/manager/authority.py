@@ -64,7 +64,7 @@ class Authority:
 
     def _make(self) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
-        name = _name("FLOps manager")
+        name = _name("FLOps authority")  # unlike any service: equal names mean self-signed
         certificate = (
             _begin(name, name, key, days=365 * _YEARS_OF_AUTHORITY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)

@@ -50,6 +50,7 @@ class Workshop:
         self._base_image: str | None = arguments.get("base_image")
         self._nodes: Sequence[str] = arguments.get("platforms") or ()
         self._progress = progress
+        self._bases: dict[tuple[tuple[str, ...], str | None], Mapping[str, BaseImage]] = {}
         self.warnings: list[str] = []
         self.layout: Layout = Layout(settings.images_dir)
         self.assembler: Assembler = Assembler(self.layout, settings.home / "image-cache", progress=progress)
@@ -62,14 +63,17 @@ class Workshop:
     def bases(self, platforms: Sequence[str], python: str | None) -> "Mapping[str, BaseImage]":
         from flops.images.base import find_base
 
-        return find_base(
-            self.layout,
-            platforms,
-            python=python,
-            wanted=self._base_image,
-            progress=self._progress,
-            warn=self.warnings.append,
-        )
+        asked = (tuple(platforms), python)
+        if asked not in self._bases:
+            self._bases[asked] = find_base(
+                self.layout,
+                platforms,
+                python=python,
+                wanted=self._base_image,
+                progress=self._progress,
+                warn=self.warnings.append,
+            )
+        return self._bases[asked]
 
     def keep(self, built: "Built", repository: str, tag: str) -> dict[str, Any]:
         """Name an image and push it; answers its reference and what was sent."""

@@ -22,7 +22,7 @@ from flops.manager.grounds import AGGREGATOR, MODEL, Ground
 from flops.manager.inference import Inference
 from flops.manager.packaging import Packaging, parameters_of
 from flops.manager.rows import Project, Service
-from flops.manager.states import CLUSTERS, DATA, IMAGES, Observation, State, preparing_steps
+from flops.manager.states import CLUSTERS, DATA, Observation, State, preparing_steps
 from flops.manager.step_process import StepRunner
 from flops.manager.store import Store
 from flops.manager.supervision import Action, Verdict, judge
@@ -150,7 +150,7 @@ class Lifecycle:
             self._close_steps()
             return self._observe(Observation(prepared=True))
         with self._all.places.take(self._cancellation):
-            if step in (DATA, CLUSTERS, IMAGES):
+            if step in (DATA, CLUSTERS):
                 self._all.support()
             self._store.start_step(project.id, step)
             result = self._run(step, results)
