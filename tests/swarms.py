@@ -212,7 +212,7 @@ class PrivateSwarm:
         for node in self.workers:
             with node.client() as client:
                 client.join_swarm([f"{self.manager.address}:2377"], token, advertise_addr=node.address)
-        self._publish_image()
+        self.image = self.publish(REPOSITORY, {})
 
     def _connect(self) -> None:
         lan, host = f"{self._prefix}-lan", f"fsw{os.getpid()}"
@@ -252,20 +252,33 @@ class PrivateSwarm:
             self._registry.wait()
             self._registry = None
 
-    def _publish_image(self) -> None:
-        name = f"{self.registry}/{REPOSITORY}"
+    @contextmanager
+    def stalled_registry(self) -> Iterator[None]:
+        """The registry takes connections and says nothing."""
+        assert self._registry is not None
+        self._registry.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._registry.send_signal(signal.SIGCONT)
+
+    def publish(self, repository: str, labels: Mapping[str, str]) -> str:
+        """The reference of an image that differs from the test image in its labels only."""
+        name = f"{self.registry}/{repository}"
         with self.manager.client() as client:
             client.load_image(_image_archive())  # type: ignore[no-untyped-call]
-            client.tag(IMAGE, name, "1")
+            container = client.create_container(IMAGE, ["true"])
+            changes = [f"LABEL {key}={value!r}" for key, value in labels.items()]
+            client.commit(container["Id"], name, "1", changes=changes)
+            client.remove_container(container["Id"])
             deadline = time.monotonic() + _TIMEOUT_S
             while True:
                 said = [*client.push(name, "1", stream=True, decode=True)]
                 digests = [line["aux"]["Digest"] for line in said if "aux" in line]
                 if digests:
-                    break
+                    return f"{name}@{digests[0]}"
                 assert time.monotonic() < deadline, f"the image was not pushed: {said[-1:]}"
                 time.sleep(0.2)
-        self.image = f"{name}@{digests[0]}"
 
     def close(self) -> None:
         """End it, with all that it runs, has mounted and has written."""

@@ -136,6 +136,7 @@ class SwarmOrchestrator:
 
         self._watchers = Watchers()
         self._news: queue.SimpleQueue[ServiceStatus | None] = queue.SimpleQueue()
+        self._sweeping = threading.Lock()
         self._orders = threading.RLock()  # around requests that change something; taken before the next
         self._changed = threading.Condition(threading.RLock())  # guards all below
         self._services: dict[ServiceName, _Service] = {}
@@ -222,17 +223,8 @@ class SwarmOrchestrator:
 
     def remove(self, name: ServiceName) -> None:
         self.stop(name)
-        with self._orders:
-            with self._changed:
-                service = self._get(name)
-                if service.deployment.live or service.deploying:
-                    raise ConflictError(f"service {name} was deployed again meanwhile - remove it anew")
-            self._swarm.delete(service.id)
-            with self._changed:
-                del self._services[name]
-                self._littered = True
-        with self._hurry():
-            self._changed.wait_for(lambda: not self._littered, _CLEAN_S)
+        self._forget(name)
+        self._await_collection()
 
     def list(self, project: str | None = None) -> Statuses:
         with self._changed:
@@ -252,12 +244,12 @@ class SwarmOrchestrator:
 
     def remove_project(self, project: str) -> None:
         names = [status.name for status in self.list(project)]
-        with suppress(NotFoundError):
-            self.stop_many(names)
+        self.stop_many(names)
         for name in names:
             with suppress(NotFoundError):
-                self.remove(name)
-        with self._orders:
+                self._forget(name)
+        self._await_collection()
+        with self._sweeping:
             self._volumes.remove(f"{project}-")
 
     def nodes(self) -> Sequence[Node]:
@@ -335,10 +327,7 @@ class SwarmOrchestrator:
             if place.node_id is not None:
                 self._volumes.note(spec, place.node_id)
             template = self._swarm.template(spec, service.deployment, place, self._stop_grace_s)
-            if before is None:
-                service.id = self._swarm.create(service.deployment, template)
-            else:
-                self._swarm.change(service.id, service.deployment, lambda _: template, "cannot start")
+            self._ask_for(service, template)
         except BaseException as error:
             with self._changed:
                 self._littered = True
@@ -346,6 +335,13 @@ class SwarmOrchestrator:
                 raise FailedError(str(error)) from error
             raise
         return service
+
+    def _ask_for(self, service: _Service, template: Mapping[str, Any]) -> None:
+        if service.id:
+            with suppress(NotFoundError):  # somebody removed it
+                self._swarm.change(service.id, service.deployment, lambda _: template, "cannot start")
+                return
+        service.id = self._swarm.create(service.deployment, template)
 
     def _await_start(self, spec: ServiceSpec, service: _Service, before: _Service | None) -> None:
         """Wait until a service runs, or waits for a node; else take it back."""
@@ -360,6 +356,11 @@ class SwarmOrchestrator:
                 if not service.deploying:
                     self._littered = self._littered or before is not None
                     break
+            if self._closing:
+                raise UnavailableError(
+                    f"service {spec.name} was being started when its orchestrator was closed"
+                    " - the next one knows what became of it"
+                )
             if not doubtful:
                 break
             failure = self._unknown_program(spec, service)
@@ -371,8 +372,7 @@ class SwarmOrchestrator:
                 service.deploying = False
         if not service.deploying:
             if spec.node is None and service.task is not None and service.task.node_id:
-                with self._orders:
-                    self._volumes.note(spec, service.task.node_id)
+                self._volumes.note(spec, service.task.node_id)
             return
         self._take_back(spec, service, before)
         if failure is None:
@@ -406,6 +406,7 @@ class SwarmOrchestrator:
                     self._swarm.delete(service.id)
                 else:
                     what = "did not start anew, and that cannot be taken back"
+                    before.id = service.id
                     self._swarm.change(before.id, before.deployment, objects.parked, what)
             except FlopsError as error:
                 _log.warning("%s", error)
@@ -435,6 +436,23 @@ class SwarmOrchestrator:
             if waits:
                 service.restart_at = None
                 self._settle(service, "exited", "stopped")
+
+    def _forget(self, name: ServiceName) -> None:
+        """Remove a service that was stopped."""
+        with self._orders:
+            with self._changed:
+                service = self._get(name)
+                if service.deployment.live or service.deploying:
+                    raise ConflictError(f"service {name} was deployed again meanwhile - remove it anew")
+            self._swarm.delete(service.id)
+            with self._changed:
+                del self._services[name]
+                self._littered = True
+
+    def _await_collection(self) -> None:
+        """Wait until what removed services left is gone; what takes longer goes later."""
+        with self._hurry():
+            self._changed.wait_for(lambda: not self._littered or self._closing, _CLEAN_S)
 
     # watching
     def _tell(self) -> None:
@@ -468,8 +486,8 @@ class SwarmOrchestrator:
         return self._closing or self._hurried > before
 
     def _lost_sight(self, error: Exception) -> None:
-        if not isinstance(error, FlopsError):
-            _log.exception("services are looked at again in %g s", _AWAY_S)
+        if not isinstance(error, UnavailableError):
+            _log.error("services are looked at again in %g s", _AWAY_S, exc_info=error)
             return
         with self._changed:
             if self._away is None:
@@ -485,7 +503,10 @@ class SwarmOrchestrator:
     def _step(self) -> None:
         """See how all services are, and do what follows from it."""
         with self._orders:
-            sight = self._swarm.see()
+            try:
+                sight = self._swarm.see()
+            except FlopsError as error:
+                raise UnavailableError(str(error)) from error
             with self._changed:
                 self._see_nodes(sight.nodes)
                 for service in self._services.values():
@@ -686,7 +707,7 @@ def _describe_end(spec: ServiceSpec, exit_code: int | None) -> str:
         return "an unknown end"
     what = describe_exit(exit_code)
     if exit_code == -9 and spec.memory_mb is not None:
-        return f"{what}, probably for its memory limit ({spec.memory_mb} MB)"
+        return f"{what}, probably by its memory limit ({spec.memory_mb} MB)"
     return what
 
 

@@ -34,7 +34,7 @@ for entry in os.scandir("{_PLACE}"):
 
 
 class SwarmVolumes:
-    """Used by one thread at a time.
+    """`note` may be called from any thread, the rest from one at a time.
 
     Args:
         own_node: the id of the engine's node.
