@@ -126,12 +126,18 @@ def read_token(path: Path) -> str:
         ) from error
     if stat.S_IMODE(mode) & 0o077:
         raise InvalidInputError(f"others may read the token file '{path}' - run 'chmod 600' on it")
-    token = text.strip()
-    if not 16 <= len(token) <= 4096 or not token.isascii() or not token.decode().isprintable():
-        raise InvalidInputError(
-            f"the token file '{path}' holds no token - write 16 to 4096 printable ASCII characters"
-        )
-    return token.decode()
+    return check_token(text.decode("latin-1").strip(), f"the token file '{path}' holds no token")
+
+
+def check_token(token: str, what: str = "that is no token") -> str:
+    """The token, if it can be one.
+
+    Raises:
+        InvalidInputError: it cannot; `what` is the beginning of the text.
+    """
+    if not 16 <= len(token) <= 4096 or not token.isascii() or not token.isprintable():
+        raise InvalidInputError(f"{what} - write 16 to 4096 printable ASCII characters")
+    return token
 
 
 def _from_flight(error: flight.FlightError, location: str) -> FlopsError:

@@ -1,4 +1,5 @@
-"""The data server: ``python -m flops.data.server --root DIR --socket PATH --token-file FILE``.
+"""The data server: ``python -m flops.data.server --root DIR --socket PATH --token-file FILE``, or, in a
+container, ``--config FILE`` (`DataServerConfig`).
 
 Serves one `FragmentStore` over Arrow Flight on a Unix socket, a network location (TLS), or both. When it
 listens it writes ``{"pid", "locations"}`` to its standard output and to ``--ready-file``. It ends on
@@ -28,8 +29,9 @@ from flops.core.errors import (
     InvalidInputError,
     UnauthorizedError,
 )
+from flops.data.config import DataServerConfig
 from flops.data.fragments import DEFAULT_SITE, check_labels, check_site, check_tags
-from flops.data.histograms import DEFAULT_BUDGET, Histograms
+from flops.data.histograms import Histograms
 from flops.data.listening import TlsFiles, check_listen, prepare_socket
 from flops.data.protocol import as_flight_error, decode, encode, read_token
 from flops.data.store import FragmentStore
@@ -209,22 +211,22 @@ def _guarded(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a data server until a signal ends it; returns the exit code."""
-    options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     # Blocked before gRPC starts its threads, so that only `sigwait` below ever sees them.
     signals = {signal.SIGTERM, signal.SIGINT}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     os.umask(0o077)
     try:
-        store, servers, locations = _start(options)
+        config = _config(arguments)
+        store, servers, locations = _start(config)
     except FlopsError as error:
         print(f"flops data server: {error}", file=sys.stderr)  # noqa: T201
         return 2
     ready = json.dumps({"pid": os.getpid(), "locations": locations})
-    if options.ready_file:
-        _write_whole(options.ready_file, ready)
+    if config.ready_file:
+        _write_whole(Path(config.ready_file), ready)
     print(ready, flush=True)  # noqa: T201
-    _log.info("%d fragments below '%s'", len(store.list()), options.root)
+    _log.info("%d fragments below '%s'", len(store.list()), config.root)
     received = signal.Signals(signal.sigwait(signals))
     _log.info("ends on %s", received.name)
     # Flight's shutdown waits for open calls; a client that stands still must not keep the server alive.
@@ -233,10 +235,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         stopper.start()
     for stopper in stoppers:
         stopper.join(_GRACE_S / len(stoppers))
-    if options.socket:
-        options.socket.unlink(missing_ok=True)
-    if options.ready_file:
-        options.ready_file.unlink(missing_ok=True)
+    for left in (config.socket, config.ready_file):
+        if left:
+            Path(left).unlink(missing_ok=True)
     if any(stopper.is_alive() for stopper in stoppers):
         sys.stdout.flush()
         os._exit(0)
@@ -244,31 +245,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _start(options: argparse.Namespace) -> tuple[FragmentStore, list[DataServer], list[str]]:
-    token = read_token(options.token_file)
-    if not options.socket and not options.listen:
-        raise InvalidInputError("the data server has nowhere to listen - give --socket or --listen")
-    if bool(options.tls_cert) != bool(options.tls_key):
-        raise InvalidInputError("a certificate and its key go together - give --tls-cert and --tls-key")
-    tls = TlsFiles(options.tls_cert, options.tls_key) if options.tls_cert else None
-    encrypted = (options.listen or "").startswith("grpc+tls:")
-    if encrypted and not tls:
-        raise InvalidInputError(f"'{options.listen}' needs --tls-cert and --tls-key")
-    unix = prepare_socket(options.socket) if options.socket else None
-    network = check_listen(options.listen) if options.listen else None
-    limits = Limits(max_fragment_bytes=options.max_fragment_bytes, reserve_bytes=options.reserve_bytes)
-    store = FragmentStore(options.root, limits)
-    histograms = Histograms(store, options.root / "histograms.json", options.privacy_budget)
+def _start(config: DataServerConfig) -> tuple[FragmentStore, list[DataServer], list[str]]:
+    tls = (
+        TlsFiles(Path(config.tls_cert), Path(config.tls_key)) if config.tls_cert and config.tls_key else None
+    )
+    unix = prepare_socket(Path(config.socket)) if config.socket else None
+    network = check_listen(config.listen) if config.listen else None
+    root = Path(config.root)
+    limits = Limits(max_fragment_bytes=config.max_fragment_bytes, reserve_bytes=config.reserve_bytes)
+    store = FragmentStore(root, limits)
+    histograms = Histograms(store, root / "histograms.json", config.privacy_budget)
     servers: list[DataServer] = []
     locations: list[str] = []
     if unix:
-        servers.append(DataServer(store, histograms, token, unix))
+        servers.append(DataServer(store, histograms, config.token, unix))
         locations.append(unix)
-    if network:
-        server = DataServer(store, histograms, token, options.listen, tls if encrypted else None)
+    if config.listen and network:
+        given = tls if config.encrypted else None
+        server = DataServer(store, histograms, config.token, config.listen, given)
         servers.append(server)
         host = f"[{network[0]}]" if ":" in network[0] else network[0]
-        locations.append(f"{'grpc+tls' if encrypted else 'grpc'}://{host}:{server.port}")
+        locations.append(f"{'grpc+tls' if config.encrypted else 'grpc'}://{host}:{server.port}")
     return store, servers, locations
 
 
@@ -278,28 +275,36 @@ def _write_whole(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
+def _config(arguments: Sequence[str] | None) -> DataServerConfig:
+    """What the command line says, or the file that it names."""
+    parser = _parser()
+    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    if "config" in given:
+        if len(given) > 1:
+            parser.error("--config stands alone")
+        return DataServerConfig.read(given["config"])
+    if "root" not in given or "token_file" not in given:
+        parser.error("--config, or --root and --token-file, are required")
+    return DataServerConfig(token=read_token(given.pop("token_file")), **given)
+
+
 def _parser() -> argparse.ArgumentParser:
-    defaults = Limits()
     parser = argparse.ArgumentParser(prog="python -m flops.data.server", description=__doc__)
 
-    def add(flag: str, kind: Callable[[str], Any], **keywords: Any) -> None:
-        parser.add_argument(flag, type=kind, **keywords)
+    def add(flag: str, kind: Callable[[str], Any], text: str) -> None:
+        parser.add_argument(flag, type=kind, help=text)
 
-    add("--root", Path, required=True, help="folder of the fragments")
-    add("--token-file", Path, required=True, help="file of mode 600 with the token of all callers")
-    add("--socket", Path, help="Unix socket to listen on; its folder must be private")
-    add("--listen", str, help="grpc+tls://HOST:PORT (plain grpc:// on loopback only)")
-    add("--tls-cert", Path, help="PEM certificate chain of --listen")
-    add("--tls-key", Path, help="PEM private key of --listen")
-    add("--ready-file", Path, help="written when the server listens, removed when it ends")
-    add("--max-fragment-bytes", int, default=defaults.max_fragment_bytes, help="of decoded data")
-    add("--reserve-bytes", int, default=defaults.reserve_bytes, help="disk space to leave free")
-    add(
-        "--privacy-budget",
-        float,
-        default=DEFAULT_BUDGET,
-        help="epsilon that all histograms of a fragment's labels may cost together",
-    )
+    add("--config", Path, "private file that says all of this, and the token itself")
+    add("--root", str, "folder of the fragments")
+    add("--token-file", Path, "file of mode 600 with the token of all callers")
+    add("--socket", str, "Unix socket to listen on; its folder must be private")
+    add("--listen", str, "grpc+tls://HOST:PORT (plain grpc:// on loopback only)")
+    add("--tls-cert", str, "PEM certificate chain of --listen")
+    add("--tls-key", str, "PEM private key of --listen")
+    add("--ready-file", str, "written when the server listens, removed when it ends")
+    add("--max-fragment-bytes", int, "of decoded data")
+    add("--reserve-bytes", int, "disk space to leave free")
+    add("--privacy-budget", float, "epsilon that all histograms of a fragment's labels may cost together")
     return parser
 
 
