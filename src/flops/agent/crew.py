@@ -45,7 +45,7 @@ class Crew:
     """All learners of an agent, from their start to the end of the project."""
 
     def __init__(self, config: AgentConfig) -> None:
-        """Start the workers.
+        """Start the workers, but for one that comes from a container of its own.
 
         Raises:
             NotFoundError: interpreter or checkout are not there.
@@ -88,9 +88,14 @@ class Crew:
             raise failed[-1]
 
     def kill(self) -> None:
-        """End the workers."""
+        """End the workers; the learners' part goes on with those of the next agent."""
         for desk in self._desks:
             desk.worker.kill()
+
+    def dismiss(self) -> None:
+        """End the workers: the learners' part is over."""
+        for desk in self._desks:
+            desk.worker.dismiss()
 
     def _member(self, place: int, learner: VirtualLearner, desk: "_Desk") -> _Member:
         seat = LastingSeat(desk.worker, place, learner.seed, lambda: self._fragments.of_site(learner.site))
@@ -105,6 +110,8 @@ class Crew:
 
     def _worker(self, number: int, count: int) -> Worker:
         config = self._config
+        if config.worker_socket:
+            return _attached(Path(config.worker_socket))
         log_file = Path(config.log) if config.log else None
         if log_file is not None and count > 1:
             log_file = log_file.with_stem(f"{log_file.stem}-worker-{number + 1}")
@@ -124,6 +131,18 @@ class Crew:
         worker = Worker(start)
         worker.guest()
         return worker
+
+
+def _attached(path: Path) -> Worker:
+    """A worker in a container of its own, which is waited for when it is needed."""
+
+    def attach() -> Guest:
+        guest = Guest.attach(path, unwanted=lambda: worker.over)
+        log.info("the worker has come")
+        return guest
+
+    worker = Worker(attach)
+    return worker
 
 
 class _Desk:

@@ -4,7 +4,8 @@ It carries no ML library and no user code; learners connect to it. Killed at any
 the same configuration, it goes on after the last committed round.
 
 Exit codes: 0 the training finished (of a cluster: is over), 1 it failed (the reason is reported), 2 the
-configuration is unusable, 75 there is no space on its disk: it can be started again when there is.
+configuration is unusable, 75 there is no space on its disk: it can be started again when there is, 143 and
+130 it was told to end (SIGTERM, SIGINT).
 """
 
 import logging
@@ -25,7 +26,8 @@ from flops.federation.conversation import Conversation, keep_beating
 from flops.federation.flower import claim_process
 from flops.federation.hub import Hub, Server
 from flops.federation.placement import Placement
-from flops.federation.program import begin, raise_file_limit
+from flops.federation.postbox import sha256_of
+from flops.federation.program import begin, end_on_signals, raise_file_limit
 from flops.federation.reports import Reporter
 from flops.federation.roster import slots_of
 from flops.federation.space import lacks_space, needing_space
@@ -115,12 +117,15 @@ def _prepare(
 
     def train() -> None:
         outcome = training.run()
+        model = {"model_file": str(outcome.model_file)}
+        if config.report is not None and config.report.upload:
+            model["model_sha256"] = sha256_of(outcome.model_file)
         reporter.report(
             EventKind.TRAINING_FINISHED,
             rounds=outcome.rounds,
             best_round=outcome.best_round,
-            model_file=str(outcome.model_file),
             metrics=dict(outcome.metrics),
+            **model,
         )
 
     return train
@@ -156,6 +161,7 @@ def _serve(config: AggregatorConfig, hub: Hub, placement: Placement | None) -> S
 
 def main(arguments: Sequence[str] | None = None) -> int:
     path = begin("flops.federation.aggregator", arguments)
+    end_on_signals()
     try:
         config = AggregatorConfig.read(path)
         raise_file_limit(len(config.members) + len(config.newcomers))

@@ -76,6 +76,14 @@ class ReportTo:
     upload: bool = False
     """Send the trained model along: it lies where the manager cannot read it."""
 
+    def __post_init__(self) -> None:
+        if (self.socket is None) == (self.url is None):
+            raise InvalidInputError("reports go to a socket or to a URL - name one of them")
+        if self.url is not None and not (self.ca and self.url.startswith("https://")):
+            raise InvalidInputError(
+                f"reports to '{self.url}' would not be safe - use https:// and name the manager's authority"
+            )
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -190,10 +198,12 @@ class AgentConfig(_JsonFile):
     learner: str = ""
     token: str = ""
     aggregator: str
-    python: str
+    python: str = ""
     """Interpreter of the user's environment."""
-    code: str
+    code: str = ""
     """The checkout."""
+    worker_socket: str | None = None
+    """Where the learner's worker comes in from a container of its own; no interpreter is started then."""
     data: DataAccess | None = None
     tls: Tls | None = None
     threads: int | None = None
@@ -209,6 +219,13 @@ class AgentConfig(_JsonFile):
     """The learners of this agent; ``learner``, ``token``, ``seed`` and ``data.site`` say nothing then."""
     workers: int = 1
     """Processes that these learners share."""
+
+    def __post_init__(self) -> None:
+        if self.worker_socket and (self.virtual or self.python or self.code):
+            raise InvalidInputError(
+                "an agent whose worker has a container of its own starts no interpreter, and has one learner"
+                " - leave out virtual learners, python and code, or the worker's socket"
+            )
 
     def learners(self) -> tuple[VirtualLearner, ...]:
         """Who takes part through this agent: the virtual learners, or the one that it is."""

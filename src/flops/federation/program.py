@@ -6,9 +6,13 @@ import argparse
 import contextlib
 import ctypes
 import logging
+import os
 import resource
+import signal
+import socket
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flops.core.errors import UnavailableError
@@ -35,6 +39,32 @@ def begin(name: str, arguments: Sequence[str] | None) -> Path:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     path: Path = options.config
     return path
+
+
+def end_on_signals(leave: Callable[[], None] = lambda: None) -> None:
+    """End when told to (SIGTERM, SIGINT), whatever the main thread is doing; also as the first process of a
+    container, which gets only signals that it has a handler for.
+
+    Python runs a handler only between two steps of its main thread, which may be waiting in the transport for
+    hours; the byte that a signal writes wakes a thread at once. Blocking signals and waiting for them would
+    not do: threads that libraries have started before would take them.
+
+    Args:
+        leave: is done before.
+    """
+    reading, writing = socket.socketpair()
+    writing.setblocking(False)
+    signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+
+    def watch() -> None:
+        number = reading.recv(1)[0]
+        writing.close()
+        leave()
+        os._exit(128 + number)
+
+    threading.Thread(target=watch, name="signals", daemon=True).start()
 
 
 def raise_file_limit(learners: int) -> None:

@@ -2,14 +2,15 @@
 
 A report is a line in a file before anything else; a thread posts the lines to the manager and tries again
 for as long as the manager is away. The manager answers with the last number it has, so nothing is lost and
-nothing counts twice, whichever side is killed. The round loop never waits for any of this.
+nothing counts twice, whichever side is killed. The round loop never waits for any of this. Where the manager
+shares no files with the aggregator, it gets the trained model before the report of the end, which names its
+digest.
 """
 
 import contextlib
 import http.client
 import json
 import logging
-import socket
 import threading
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from typing import Any
 from flops.core.clock import Clock
 from flops.core.events import EventKind
 from flops.federation.config import ReportTo
+from flops.federation.postbox import Postbox, RefusedError
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +30,6 @@ _BEGIN = b'{"seq":'
 _KIND_BYTES = 120  # of a line, within which its kind stands
 _ROUND_KINDS = tuple(f'"{kind}"'.encode() for kind in (EventKind.ROUND_FINISHED, EventKind.CLUSTER_ROUND))
 _LONGEST_PAUSE_S = 2.0
-_REFUSALS = {401, 403, 404, 410}
 
 
 class Reporter:
@@ -39,11 +40,14 @@ class Reporter:
         self._clock = clock
         self._source = cluster or "aggregator"
         self._beside = {"cluster": cluster} if cluster else {}
-        self._to = to
+        self._postbox = Postbox(to) if to is not None else None
+        self._sends_models = to is not None and to.upload
         self._changed = threading.Condition()
         self._unsent: deque[dict[str, Any]] = deque()
         self._seq = 0
         self._closed = self._refused = False
+        self._progress_s = 0.0
+        """When the manager was last seen to take something, on the monotonic clock."""
         self.last_round = 0
         """The last round that was reported as finished, in this life or an earlier one."""
         self._accepted_file = file.with_name(file.name + ".accepted")
@@ -53,8 +57,11 @@ class Reporter:
             if self._seq > accepted or any(kind in text[:_KIND_BYTES] for kind in _ROUND_KINDS):
                 self._note(json.loads(text), sent=self._seq <= accepted)
         self._file = file.open("a")
-        if to is not None:
-            threading.Thread(target=self._post_for_ever, name="reports", daemon=True).start()
+        if self._postbox is not None:
+            posting = threading.Thread(
+                target=self._post_for_ever, args=(self._postbox,), name="reports", daemon=True
+            )
+            posting.start()
 
     def report(self, kind: EventKind, **data: Any) -> None:
         """Write a report down and have it sent."""
@@ -76,15 +83,20 @@ class Reporter:
             self._changed.notify_all()
 
     def flush(self, timeout_s: float) -> bool:
-        """Wait until the manager has everything; False when it stays away or does not want it."""
+        """Wait until the manager has everything; False when it does not want it, or is away for so long."""
+        begin = time.monotonic()
         with self._changed:
-            self._changed.wait_for(lambda: not self._unsent or self._refused, timeout_s)
+            while self._unsent and not self._refused:
+                left_s = max(begin, self._progress_s) + timeout_s - time.monotonic()
+                if left_s <= 0:
+                    break
+                self._changed.wait(left_s)
             return not self._unsent
 
     def _note(self, line: dict[str, Any], sent: bool = False) -> None:
         if line["kind"] in (EventKind.ROUND_FINISHED, EventKind.CLUSTER_ROUND):
             self.last_round = int(line["data"]["round"])
-        if self._to is not None and not sent:
+        if self._postbox is not None and not sent:
             self._unsent.append(line)
 
     def close(self) -> None:
@@ -94,7 +106,7 @@ class Reporter:
             self._file.close()
             self._changed.notify_all()
 
-    def _post_for_ever(self) -> None:
+    def _post_for_ever(self, postbox: Postbox) -> None:
         pause = 0.05
         while True:
             with self._changed:
@@ -103,16 +115,19 @@ class Reporter:
                     return
                 batch = [self._unsent[number] for number in range(min(_BATCH, len(self._unsent)))]
             try:
-                accepted = self._post(batch)
+                if self._sends_models:
+                    batch = self._send_model(postbox, batch)
+                accepted = postbox.post(self._source, batch)
                 pause = 0.05
             except (OSError, ValueError, KeyError, TypeError, http.client.HTTPException) as error:
                 log.info("the manager is away (%s), trying again", error)
                 with self._changed:
-                    self._refused = isinstance(error, _RefusedError)
+                    self._refused = isinstance(error, RefusedError)
                     self._changed.notify_all()
                 time.sleep(pause)
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
                 continue
+            self._note_progress()
             with self._changed:
                 self._refused = False
                 while self._unsent and self._unsent[0]["seq"] <= accepted:
@@ -121,43 +136,17 @@ class Reporter:
                     self._accepted_file.write_text(str(accepted))
                 self._changed.notify_all()
 
-    def _post(self, batch: list[dict[str, Any]]) -> int:
-        assert self._to is not None
-        connection = _UnixConnection(self._to.socket or "")
-        with contextlib.closing(connection):
-            connection.request(
-                "POST",
-                self._to.url_path,
-                body=json.dumps({"source": self._source, "reports": batch}),
-                headers={
-                    "Content-Type": "application/json",
-                    "Authorization": f"Bearer {self._to.token}",
-                },
-            )
-            response = connection.getresponse()
-            body = response.read()
-            if response.status in _REFUSALS:
-                raise _RefusedError(f"it does not know this project any more ({response.status})")
-            if response.status != http.HTTPStatus.OK:
-                raise OSError(f"it answered {response.status} {body[:200]!r}")
-            return int(json.loads(body)["accepted"])
+    def _send_model(self, postbox: Postbox, batch: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Send the model that the first of these reports names, if so; returns those that can be posted."""
+        ends = [place for place, line in enumerate(batch) if line["kind"] == EventKind.TRAINING_FINISHED]
+        if not ends or ends[0] > 0:
+            return batch[: ends[0]] if ends else batch
+        data = batch[0]["data"]
+        postbox.send_model(Path(data["model_file"]), data["model_sha256"], self._note_progress)
+        return batch[:1]
 
-
-class _RefusedError(OSError):
-    """The manager is there and will not take these reports: the project was removed."""
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    """HTTP over a Unix socket."""
-
-    def __init__(self, path: str) -> None:
-        super().__init__("manager", timeout=10)
-        self._path = path
-
-    def connect(self) -> None:
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
+    def _note_progress(self) -> None:
+        self._progress_s = time.monotonic()
 
 
 def _complete_lines(file: Path) -> Iterator[bytes]:
