@@ -84,7 +84,7 @@ def container(place: Path, layout: Layout, built: Built, root: Path, require: Re
     qemu = shutil.which("qemu-aarch64-static")
     require(qemu is not None and os.getuid() == 0, "qemu-aarch64-static and root")
     rule = f":flops-arm64:M::{escaped(ELF)}:{escaped(MASK)}:{qemu}:F"
-    command = ["unshare", "--user", "--map-root-user", "--mount", "--net", "--pid", "--fork"]
+    command = ["unshare", "--user", "--map-root-user", "--mount", "--net", "--pid", "--fork", "--kill-child"]
     command += ["sh", "-c", CONTAINER, "sh", str(root), str(place / "binfmt"), rule]
     tried = subprocess.run([*command, "true"], capture_output=True, text=True, timeout=60)
     require(tried.returncode not in (1, 77), f"a kernel with binfmt_misc in namespaces ({tried.stderr})")

@@ -163,12 +163,11 @@ def test_a_suite_that_does_not_exist_is_named(tmp_path: Path, require: Require) 
 
 
 @pytest.mark.slow
-def test_a_mirror_that_is_away_is_said(tmp_path: Path, require: Require) -> None:
+@pytest.mark.parametrize("mirror", ["http://127.0.0.1:9/debian", "http://mirror.invalid/debian"])
+def test_a_mirror_that_is_away_is_said(tmp_path: Path, require: Require, mirror: str) -> None:
     require(debian.find_mmdebstrap() is not None, "mmdebstrap")
     with pytest.raises(UnavailableError, match="mirror could not be reached"):
-        make_base(
-            Layout(tmp_path / "images"), "bookworm", ["linux/amd64"], mirror="http://127.0.0.1:9/debian"
-        )
+        make_base(Layout(tmp_path / "images"), "bookworm", ["linux/amd64"], mirror=mirror)
 
 
 def test_making_one_can_be_stopped(tmp_path: Path, require: Require) -> None:

@@ -4,16 +4,13 @@ import gzip
 import hashlib
 import io
 import shutil
-import socket
 import struct
-import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-import httpx
 import pytest
 
 from flops.core.errors import InvalidInputError, NotFoundError, UnavailableError
@@ -25,6 +22,7 @@ from flops.images.layout import Layout
 from flops.images.push import push
 from flops.images.references import Reference
 from tests.conftest import Require
+from tests.registries import running_registry
 
 BOTH = ("linux/amd64", "linux/arm64")
 MACHINES = {"amd64": 62, "arm64": 183}
@@ -32,33 +30,9 @@ MACHINES = {"amd64": 62, "arm64": 183}
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory, require: Require) -> Iterator[str]:
-    program = shutil.which("docker-registry")
-    require(program is not None, "docker-registry")
-    folder = tmp_path_factory.mktemp("registry")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = folder / "config.yml"
-    settings.write_text(
-        "version: 0.1\nlog: {level: error}\n"
-        f"storage: {{filesystem: {{rootdirectory: {folder / 'data'}}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n"
-    )
-    log = (folder / "log").open("wb")
-    process = subprocess.Popen([str(program), "serve", str(settings)], stdout=log, stderr=log)
-    try:
-        until = time.monotonic() + 20
-        while time.monotonic() < until:
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/v2/", trust_env=False).is_success:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.05)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
-        log.close()
+    require(shutil.which("docker-registry") is not None, "docker-registry")
+    with running_registry(tmp_path_factory.mktemp("registry")) as process:
+        yield process.host
 
 
 def python_image(

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from flops.core.disk import disk_full
 from flops.core.errors import FailedError, FlopsError, InvalidInputError, UnavailableError
 from flops.images import compiled, uv
-from flops.images.apt_sources import check_suite, sources_text
+from flops.images.apt_sources import APT, check_suite, sources_text
 from flops.images.layer import Entry
 
 ARCHITECTURES: Mapping[str, str] = {"linux/amd64": "amd64", "linux/arm64": "arm64"}
@@ -274,9 +274,10 @@ def _apt_options(environment: Mapping[str, str]) -> list[str]:
         r"|Acquire::Check-Valid-Until) \"[^\"\n]*\";"
     )
     lines = [line for line in finished.stdout.splitlines() if kept.fullmatch(line)]
-    auth = Path("/etc/apt/auth.conf.d")
-    if auth.is_dir() and any(auth.glob("*.conf")):
-        lines.append(f'Dir::Etc::netrcparts "{auth}";')
+    if (APT / "auth.conf").is_file():
+        lines.append(f'Dir::Etc::netrc "{APT / "auth.conf"}";')
+    if any((APT / "auth.conf.d").glob("*.conf")):
+        lines.append(f'Dir::Etc::netrcparts "{APT / "auth.conf.d"}";')
     return [f"--aptopt={line}" for line in lines]
 
 
@@ -284,15 +285,18 @@ def _failure(stderr: str, suite: str, platform: str, folder: Path) -> FlopsError
     about = f"unpacking Debian {suite} for {platform} failed"
     if "No space left on device" in stderr:
         return disk_full(folder, f"a base image for {platform}")
+    away = UnavailableError(
+        f"{about}: a mirror could not be reached - check the network and this machine's apt "
+        "configuration, then try again"
+    )
+    if re.search(r"Could not (resolve|connect)|Unable to connect|Temporary failure|timed out", stderr):
+        return away
     if re.search(r"does not have a Release file|404 +Not Found", stderr):
         return InvalidInputError(
             f"{about}: the mirror has no suite '{suite}' or not for this platform - name one such as bookworm"
         )
-    if re.search(r"Could not (resolve|connect)|Unable to connect|Failed to fetch|timed out", stderr):
-        return UnavailableError(
-            f"{about}: a mirror could not be reached - check the network and this machine's apt "
-            "configuration, then try again"
-        )
+    if "Failed to fetch" in stderr:
+        return away
     if re.search(r"NO_PUBKEY|is not signed|signatures? (couldn't|could not)", stderr):
         return FailedError(
             f"{about}: the mirror's signature cannot be checked - install debian-archive-keyring"
