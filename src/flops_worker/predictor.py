@@ -80,12 +80,16 @@ def read(fd: int, described: Answer) -> np.ndarray[Any, Any]:
     return array
 
 
+def allow_pickles() -> None:
+    """Let MLflow load pickles: models come from a checked repository's code, some in this form only."""
+    os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
+
+
 class MlflowModel:
     """A model loaded by MLflow, in whatever flavor it was saved."""
 
     def __init__(self, folder: str) -> None:
-        # Models of ours are exported by a checked repository's code, in this environment; some are pickles.
-        os.environ.setdefault("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "true")
+        allow_pickles()
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         # What `mlflow models serve` sets: some flavors behave otherwise in a server.
         os.environ.setdefault("_MLFLOW_IS_IN_SERVING_ENVIRONMENT", "true")
@@ -144,14 +148,15 @@ class MlflowModel:
 
 
 class OnnxModel:
-    """A converted model, answered by onnxruntime; `onnx_conversion` wrote the folder and says how."""
+    """A converted model, answered by onnxruntime; `onnx_conversion` wrote the folder, and how it is asked."""
 
     def __init__(self, folder: str) -> None:
         self._runtime = importlib.import_module("onnxruntime")
         how = json.loads((Path(folder) / "onnx.json").read_text())
         self._inputs: List[Answer] = how["inputs"]
         self._output: str = how["output"]
-        self._shape: Optional[List[int]] = how.get("row_shape")
+        self._shape: Optional[List[int]] = how["row_shape"]
+        self._dtype: Optional[str] = how["dtype"]
         options = self._runtime.SessionOptions()
         options.intra_op_num_threads = int(os.environ.get("OMP_NUM_THREADS") or 0)
         options.inter_op_num_threads = 1
@@ -169,9 +174,11 @@ class OnnxModel:
         feed = {}
         for one in self._inputs:
             array = np.asarray(named[0][1] if form == "tensor" else given[one["name"]])
-            array = array.astype(one["dtype"], copy=False)
+            array = array.astype(object if one["dtype"] == "string" else one["dtype"], copy=False)
             feed[one["node"]] = array.reshape(-1, 1) if one["column"] else array
         answer = np.asarray(self._session.run([self._output], feed)[0])
+        if self._dtype is not None:
+            answer = answer.astype(self._dtype, copy=False)
         return answer if self._shape is None else answer.reshape([len(answer), *self._shape])
 
     def invoke(self, content_type: str, body: bytes) -> Any:

@@ -91,6 +91,8 @@ class Exchange:
                 room -= nbytes
         except (KeyError, TypeError, ValueError, OverflowError, OSError, RecursionError) as error:
             raise BrokenAnswerError(f"{type(error).__name__}: {error}") from error
+        if form in ("records", "dict", "rows") and not all(map(_has_rows, parts)):
+            raise BrokenAnswerError("its parts have no rows")
         if form == "records" and len({len(values) for _, values in parts}) > 1:
             raise BrokenAnswerError("its columns have different lengths")
         return Answer(form, tuple(parts))
@@ -131,6 +133,11 @@ class Exchange:
             if written != sum(map(len, part)):
                 raise OSError("the request does not fit into memory")
             end += written
+
+
+def _has_rows(part: Part) -> bool:
+    values = part[1]
+    return values.ndim > 0 if isinstance(values, np.ndarray) else isinstance(values, list)
 
 
 def _within(nbytes: Any, room: int) -> int:
