@@ -88,6 +88,7 @@ class SwarmNode:
                     *("sh", "-c", _NODE, "node", self.name),
                     *("--data-root", str(self._folder / self.name)),
                     *("--exec-root", "/run/docker", "--pidfile", "/run/docker.pid", "--host", self.url),
+                    *("--cgroup-parent", f"/{self.namespace}"),
                     *("--bip", self._bridge, "--default-ulimit", "nofile=1024:1024"),
                     *("--shutdown-timeout", "5", *self._options),
                 ],
@@ -323,6 +324,11 @@ def _clear(owner: int, *folders: Path) -> None:
         if name.startswith(f"{_PREFIX}{owner}-"):
             subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
     subprocess.run(["ip", "link", "delete", f"fsw{owner}"], capture_output=True, check=False)
+    for pattern in (f"{_PREFIX}{owner}-*", f"*/{_PREFIX}{owner}-*"):  # of both versions of control groups
+        for group in Path("/sys/fs/cgroup").glob(pattern):
+            for parent, _, _ in os.walk(group, topdown=False):
+                with suppress(OSError):
+                    Path(parent).rmdir()
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
 
