@@ -1,5 +1,6 @@
 """Images from a folder of wheels: same inputs, same digests, a layer per kind of change; real ones run."""
 
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -20,6 +21,7 @@ from flops.images.base_image import BaseImage
 from flops.images.descriptor import CYCLONEDX, Descriptor
 from flops.images.layer import Layer
 from flops.images.layout import Layout
+from flops.repo import inspect
 from tests.conftest import Require
 from tests.engines import PrivateEngine, can_run_engines, clear_leftovers
 from tests.images.conftest import tiny_base
@@ -85,7 +87,7 @@ def files(layout: Layout, layer: Layer) -> dict[str, bytes]:
         return {
             f"/{member.name}": content.read()
             for member in tar.getmembers()
-            if member.isfile() and (content := tar.extractfile(member)) is not None
+            if (member.isfile() or member.islnk()) and (content := tar.extractfile(member)) is not None
         }
 
 
@@ -241,6 +243,55 @@ def test_tests_headers_and_paths_of_this_machine_are_left_out(
     assert not any(name.endswith(("INSTALLER", "uv_cache.json", "direct_url.json")) for name in found)
 
 
+def test_large_libraries_of_both_environments_are_stored_once(
+    make: Make,
+    layout: Layout,
+    index: "Index",
+    bases: Mapping[str, BaseImage],
+    code: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    version = importlib.metadata.version("packaging")
+    content = {"pkg/libx.so.25": "x" * 70_000, "pkg/small.so": "x", "pkg/data.bin": "x" * 70_000}
+    index.add("packaging", version, files=content)
+    index.add("other", "1.0", files={"other/liby.so": "y" * 70_000})
+    assembler = make()
+    monkeypatch.setattr(runtime, "DISTRIBUTIONS", ("packaging",))
+    wanted = [f"packaging=={version}", "other"]
+    built = assembler.learner_image(bases, wanted, code)
+    with tarfile.open(layout.path(layer(built, "dependencies").descriptor.digest)) as tar:
+        links = {member.name: member.linkname for member in tar.getmembers() if member.issym()}
+        assert tar.getmember("opt/user/lib/python3.11/site-packages/other/liby.so").isfile()
+    path = "lib/python3.11/site-packages/pkg/libx.so.25"
+    assert links == {f"opt/user/{path}": f"/opt/flops/{path}"}
+    assert f"/opt/flops/{path}" in files(layout, layer(built, "runtime"))
+    for note in (assembler._tools.cache / "libraries").glob("*.json"):
+        note.unlink()
+    layout.path(layer(built, "dependencies").descriptor.digest).unlink()
+    assert assembler.learner_image(bases, wanted, code) == built, "what was noted can be found again"
+
+
+def test_library_that_flops_leaves_out_or_has_another_version_of_is_not_shared(
+    make: Make,
+    layout: Layout,
+    index: "Index",
+    bases: Mapping[str, BaseImage],
+    code: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    version = importlib.metadata.version("packaging")
+    index.add("packaging", version, files={"pkg/libx.so": "x" * 70_000, "pkg/libz.so": "z" * 70_000})
+    index.add("packaging", "0.1", files={"pkg/libx.so": "x" * 70_000, "pkg/libz.so": "z" * 70_000})
+    assembler = make()
+    monkeypatch.setattr(runtime, "DISTRIBUTIONS", ("packaging",))
+    monkeypatch.setattr(runtime, "UNUSED", ("pkg/libx*",))
+    for wanted, shared in ((f"packaging=={version}", {"libz.so"}), ("packaging==0.1", set())):
+        built = assembler.learner_image(bases, [wanted], code)
+        with tarfile.open(layout.path(layer(built, "dependencies").descriptor.digest)) as tar:
+            links = {Path(member.name).name for member in tar.getmembers() if member.issym()}
+        assert links == shared
+
+
 def test_model_image_reuses_the_learners_packages(
     make: Make, layout: Layout, index: "Index", bases: Mapping[str, BaseImage], code: Path, tmp_path: Path
 ) -> None:
@@ -391,7 +442,7 @@ def real(place: Path, require: Require) -> tuple[Layout, Assembler, Built]:
     layout = Layout(place / "images")
     bases = make_base(layout, platforms=["linux/amd64"])
     assembler = Assembler(layout, place / "cache")
-    built = assembler.learner_image(bases, ["scikit-learn==1.4.2", "numpy==1.26.4", "pandas"], EXAMPLE)
+    built = assembler.learner_image(bases, inspect(EXAMPLE).requirements.packages, EXAMPLE)
     layout.tag("learner", built.index)
     return layout, assembler, built
 
@@ -424,6 +475,7 @@ IMPORTS = """
 import os, sys
 import numpy, numpy.testing, scipy.stats, scipy.sparse.linalg, sklearn.linear_model, sklearn.ensemble
 import sklearn.datasets, pandas, pandas.testing, flops_worker, flops_utils.ml_repo_templates
+import pyarrow.compute, pyarrow.parquet, pyarrow.dataset, pyarrow.fs, datasets, PIL.Image
 from importlib.metadata import files, version
 x, y = sklearn.datasets.load_digits(return_X_y=True)
 score = sklearn.linear_model.LogisticRegression(max_iter=30).fit(x[:200] / 16, y[:200]).score(x, y)

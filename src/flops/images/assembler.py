@@ -13,20 +13,19 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from flops.core.errors import FailedError, InvalidInputError
-from flops.images import bytecode, compiled, manifest, runtime, sbom, uv, wheels
+from flops.core.errors import InvalidInputError
+from flops.images import compiled, manifest, runtime, sbom, uv
 from flops.images.base_image import PYTHON_VERSION, BaseImage
 from flops.images.descriptor import INDEXES, Descriptor
-from flops.images.layer import Compression, Entry, Layer, tree, write_layer
-from flops.images.layer_cache import LayerCache
+from flops.images.layer import Compression, Entry, Layer, tree
 from flops.images.layout import Layout
 from flops.images.locks import Lock
+from flops.images.package_layers import PackageSet, Tools
 from flops.images.pip_configuration import PipConfiguration
 from flops.images.platforms import lock_platforms
 
@@ -93,13 +92,8 @@ class Assembler:
         cancel: threading.Event | None = None,
     ) -> None:
         self._layout = layout
-        self._cache = cache
-        self._layers = LayerCache(cache / "layers", layout)
-        self._compression: Compression = compression
-        self._configuration = configuration or PipConfiguration.from_pip(environment)
-        self._environment = environment
-        self._progress = progress
-        self._cancel = cancel
+        configuration = configuration or PipConfiguration.from_pip(environment)
+        self._tools = Tools(layout, cache, compression, configuration, environment, progress, cancel)
 
     def runtime_image(
         self, bases: Mapping[str, BaseImage], annotations: Mapping[str, str] | None = None
@@ -115,8 +109,9 @@ class Assembler:
             FailedError: uv failed, or ``cancel`` was set.
             DiskFullError: no space is left.
         """
+        sets = _runtimes(_pythons(bases))
         with self._pool() as pool:
-            ours = self._start_ours(pool, _pythons(bases))
+            ours = self._start(pool, sets)
             images = {platform: self._with_ours(ours[platform], base) for platform, base in bases.items()}
         return self._finished(images, annotations)
 
@@ -144,15 +139,19 @@ class Assembler:
             UnavailableError, FailedError, DiskFullError: see `runtime_image`.
         """
         warnings = _about_python(bases, python)
+        runtimes = _runtimes(_pythons(bases))
         with self._pool() as pool:
-            ours = self._start_ours(pool, _pythons(bases))
+            ours = self._start(pool, runtimes)
             locks = self._lock(requirements, _pythons(bases))
-            used = compiled.imports_of(_python_files(code))
-            theirs = {
-                platform: self._start_packages(pool, _DEPENDENCIES, lock, used)
-                for platform, lock in locks.items()
-            }
-            top = self._write(_CODE, tree(code, CODE, skip=_HIDDEN.__contains__))
+            used = tuple(compiled.imports_of(_python_files(code)))
+            theirs = self._start(
+                pool,
+                {
+                    p: PackageSet(_DEPENDENCIES, lock, runtime.USER_PLACE, used, (), runtimes[p])
+                    for p, lock in locks.items()
+                },
+            )
+            top = self._tools.write(_CODE, tree(code, CODE, skip=_HIDDEN.__contains__))
             images = {
                 platform: self._with_ours(ours[platform], base, theirs[platform].result()).on_top(
                     [top], {manifest.LOCK: locks[platform].hash}
@@ -181,7 +180,7 @@ class Assembler:
             for place, path in files.items()
             for entry in (tree(path, place) if path.is_dir() else [Entry.copy(place, path, 0o644)])
         ]
-        layer = self._write("files", entries)
+        layer = self._tools.write("files", entries)
         images = {platform: below.on_top([layer], {}) for platform, below in self._read(image).items()}
         return self._finished(images, annotations)
 
@@ -210,7 +209,7 @@ class Assembler:
         learners = self._read(learner)
         with self._pool() as pool:
             locks, made = self._start_serving(pool, learners, extra, modules)
-            trained = self._write(_MODEL, tree(model, MODEL))
+            trained = self._tools.write(_MODEL, tree(model, MODEL))
             images = {}
             for platform, image in learners.items():
                 layers = _results(made[platform])
@@ -240,29 +239,16 @@ class Assembler:
         """Begin what a model image has more than a learner's: for our server, and for the model."""
         old = {platform: _lock_of(image, platform) for platform, image in learners.items()}
         pythons = {platform: lock.python for platform, lock in old.items()}
-        ours = self._start_ours(pool, pythons, _SERVING)
+        ours = self._start(pool, _runtimes(pythons, _SERVING, runtime.SERVING))
         new = self._lock(extra, pythons, old) if extra else old
-        theirs = {p: self._start_grown(pool, old[p], new[p], modules) for p in learners}
-        return new, {p: (ours[p], theirs[p]) for p in learners}
+        grown = {p: _grown(old[p], new[p], tuple(modules)) for p in learners if new[p].hash != old[p].hash}
+        theirs = self._start(pool, grown)
+        return new, {p: (ours[p], *(theirs[one] for one in theirs if one == p)) for p in learners}
 
-    def _start_ours(
-        self, pool: ThreadPoolExecutor, pythons: Mapping[str, str], what: str = _RUNTIME
-    ) -> Mapping[str, _Made]:
-        """Begin the packages of FLOps' programs for each platform and its Python."""
-        if not pythons:
-            raise InvalidInputError("an image needs a platform at least - name one, such as linux/amd64")
-        distributions = runtime.SERVING if what == _SERVING else runtime.DISTRIBUTIONS
-        used = compiled.imports_of(runtime.program_files())
+    def _start(self, pool: ThreadPoolExecutor, sets: Mapping[str, PackageSet]) -> dict[str, _Made]:
+        """Begin the layers of packages for each platform."""
         return {
-            platform: self._start_packages(
-                pool,
-                what,
-                runtime.lock(platform, python, distributions),
-                used,
-                place=runtime.PLACE,
-                unused=runtime.UNUSED,
-            )
-            for platform, python in sorted(pythons.items())
+            platform: pool.submit(self._tools.package_layers, sets[platform]) for platform in sorted(sets)
         }
 
     def _with_ours(self, packages: _Made, base: BaseImage, more: Iterable[Layer] = ()) -> manifest.Image:
@@ -280,81 +266,6 @@ class Assembler:
         ]
         return manifest.on_base(base, environment).on_top(layers, {})
 
-    def _start_packages(
-        self,
-        pool: ThreadPoolExecutor,
-        what: str,
-        lock: Lock,
-        modules: Sequence[str],
-        place: str = runtime.USER_PLACE,
-        unused: Sequence[str] = (),
-    ) -> _Made:
-        """Begin the layers of a lock: its packages, and what importing some modules takes, compiled."""
-        inputs = {
-            "lock": lock.hash,
-            "platform": lock.platform,
-            "python": lock.python,
-            "place": place,
-            "trim": str(wheels.TRIM),
-            "unused": ",".join(unused),
-        }
-
-        def pack(packages: wheels.Packages, _: Path) -> Layer:
-            self._tell(f"packing {len(lock.packages)} packages for {lock.platform} ({what})")
-            return self._write(what, packages.entries(place, lock.python), lock.packages)
-
-        def precompile(packages: wheels.Packages, site: Path) -> Layer:
-            wanted = {str(path.relative_to(site)) for path in bytecode.imported(site, modules)}
-            found = compiled.entries(
-                site,
-                [name for name in packages.sources() if name in wanted],
-                wheels.site_packages(place, lock.python),
-                self._cache / "compiled",
-                environment=self._environment,
-                cancel=self._cancel,
-            )
-            return self._write(f"{what}-compiled", found)
-
-        def make() -> list[Layer]:
-            with ExitStack() as stack:
-                opened: list[tuple[wheels.Packages, Path]] = []
-
-                def laid_down(then: Callable[[wheels.Packages, Path], Layer]) -> Layer:
-                    if not opened:  # once for both layers, and only if one is not there
-                        site = stack.enter_context(self._laid_down(lock))
-                        opened.append((wheels.Packages(site, unused), site))
-                    return then(*opened[0])
-
-                layers = [self._layers.layer(what, self._inputs(inputs), lambda: laid_down(pack))]
-                if modules and lock.packages and compiled.can_compile(lock.python):
-                    more = {"modules": ",".join(modules), "magic": compiled.MAGIC, "form": compiled.FORM}
-                    keyed = self._inputs({**inputs, **more})
-                    layers.append(
-                        self._layers.layer(f"{what}-compiled", keyed, lambda: laid_down(precompile))
-                    )
-                return layers
-
-        return pool.submit(make)
-
-    def _start_grown(self, pool: ThreadPoolExecutor, old: Lock, new: Lock, modules: Sequence[str]) -> _Made:
-        """What a lock has more than another, or all of it where that has something else."""
-        if new.packages == old.packages:
-            return pool.submit(list[Layer])
-        if set(old.packages) <= set(new.packages):
-            more = sorted(set(new.packages) - set(old.packages))
-            return self._start_packages(pool, _EXTRA, Lock.of(new.python, more, (), new.platform), modules)
-        return self._start_packages(pool, _DEPENDENCIES, new, modules)
-
-    def _laid_down(self, lock: Lock) -> AbstractContextManager[Path]:
-        return wheels.laid_down(
-            lock,
-            self._cache / "wheels",
-            configuration=self._configuration,
-            environment=self._environment,
-            progress=self._progress,
-            cancel=self._cancel,
-        )
-
     def _content(self, what: str, files: Mapping[str, bytes]) -> Layer:
         inputs = {"content": runtime.digest(files)}
         return self._remembered(
@@ -364,19 +275,7 @@ class Assembler:
     def _remembered(
         self, what: str, inputs: Mapping[str, str], entries: Callable[[], Iterable[Entry]]
     ) -> Layer:
-        return self._layers.layer(what, self._inputs(inputs), lambda: self._write(what, entries()))
-
-    def _inputs(self, inputs: Mapping[str, str]) -> dict[str, str]:
-        return {**inputs, "compression": self._compression}
-
-    def _write(self, what: str, entries: Iterable[Entry], packages: Sequence[str] = ()) -> Layer:
-        return write_layer(self._layout, what, self._watched(entries), self._compression, packages=packages)
-
-    def _watched(self, entries: Iterable[Entry]) -> Iterator[Entry]:
-        for entry in entries:
-            if self._cancel is not None and self._cancel.is_set():
-                raise FailedError("making an image was stopped on request")
-            yield entry
+        return self._tools.remembered(what, inputs, lambda: self._tools.write(what, entries()))
 
     def _lock(
         self, requirements: Sequence[str], pythons: Mapping[str, str], base: Mapping[str, Lock] | None = None
@@ -384,12 +283,12 @@ class Assembler:
         return lock_platforms(
             requirements,
             pythons,
-            cache=self._cache / "locks",
+            cache=self._tools.cache / "locks",
             base=base,
-            configuration=self._configuration,
-            environment=self._environment,
-            progress=self._progress,
-            cancel=self._cancel,
+            configuration=self._tools.configuration,
+            environment=self._tools.environment,
+            progress=self._tools.progress,
+            cancel=self._tools.cancel,
         )
 
     def _read(self, image: Built | Descriptor) -> dict[str, manifest.Image]:
@@ -432,13 +331,36 @@ class Assembler:
     def _pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(_THREADS, thread_name_prefix="assemble")
 
-    def _tell(self, message: str) -> None:
-        if self._progress is not None:
-            self._progress(message)
-
 
 def _pythons(bases: Mapping[str, BaseImage]) -> dict[str, str]:
     return {platform: base.python_version for platform, base in bases.items()}
+
+
+def _runtimes(
+    pythons: Mapping[str, str],
+    what: str = _RUNTIME,
+    distributions: Sequence[str] | None = None,
+) -> dict[str, PackageSet]:
+    """What FLOps' programs import, for each platform and its Python."""
+    if not pythons:
+        raise InvalidInputError("an image needs a platform at least - name one, such as linux/amd64")
+    used = tuple(compiled.imports_of(runtime.program_files()))
+    chosen = runtime.DISTRIBUTIONS if distributions is None else distributions
+    return {
+        platform: PackageSet(
+            what, runtime.lock(platform, python, chosen), runtime.PLACE, used, runtime.UNUSED
+        )
+        for platform, python in pythons.items()
+    }
+
+
+def _grown(old: Lock, new: Lock, modules: tuple[str, ...]) -> PackageSet:
+    """What a lock has more than another, or all of it where that has something else."""
+    if not set(old.packages) <= set(new.packages):
+        return PackageSet(_DEPENDENCIES, new, runtime.USER_PLACE, modules)
+    more = sorted(set(new.packages) - set(old.packages))
+    lock = Lock.of(new.python, more, platform=new.platform)
+    return PackageSet(_EXTRA, lock, runtime.USER_PLACE, modules)
 
 
 def _results(made: Iterable[_Made]) -> list[Layer]:

@@ -25,7 +25,7 @@ from flops.images.locks import Lock
 from flops.images.pip_configuration import PipConfiguration
 from flops.images.platforms import uv_arguments
 
-TRIM = 1
+TRIM = 2
 """Changes with the rules of what is left out: layers made under other rules are not reused."""
 
 _TIMEOUT_S = 3600.0
@@ -42,6 +42,8 @@ _COMPILING = frozenset(
 _STRAY = frozenset({".lock", "CACHEDIR.TAG", ".gitignore"})
 # The index that a package came from, and when: not the same everywhere.
 _NOTES = frozenset({"uv_cache.json", "uv_build.json", "INSTALLER", "REQUESTED", "direct_url.json"})
+_LIBRARY = re.compile(r"\.so(\.[\w.]+)?$")
+_SHARED = 1 << 16
 _CACHE = "__pycache__"
 _TEST_IMPORT = re.compile(
     rb"^[ \t]*(?:from[ \t]+(?P<dots>\.*)(?P<base>[\w.]*)[ \t]+import[ \t]+(?P<names>\([^)]*\)|[^\n#;]*)"
@@ -143,18 +145,32 @@ class Packages:
             if not (name.startswith("bin/") or _is_left_out(name, kept_tests) or more.match(name))
         }
 
-    def entries(self, place: str, python: str) -> Iterator[Entry]:
+    def entries(
+        self,
+        place: str,
+        python: str,
+        shared: Mapping[str, str] | None = None,
+        shared_place: str = "",
+    ) -> Iterator[Entry]:
         """As they come to lie in an image.
 
         Args:
             place: the environment in the image, such as ``/opt/user``.
             python: its version, such as ``3.11``.
+            shared: the `libraries` of another environment in the image; equal ones become links to them, so
+                that they are stored, sent and loaded into memory once.
+            shared_place: where that is.
         Raises:
             InvalidInputError: a package is malformed.
         """
         packages = site_packages(place, python)
+        there = shared or {}
+        mine = self.libraries() if there else {}
         for name in sorted(self._kept):
             path = self._site / name
+            if name in mine and there.get(name) == mine[name]:
+                yield Entry.link(f"{packages}/{name}", f"{site_packages(shared_place, python)}/{name}")
+                continue
             if name.endswith(".dist-info/RECORD"):
                 yield Entry.file(f"{packages}/{name}", self._record(path))
                 continue
@@ -171,6 +187,17 @@ class Packages:
     def sources(self) -> list[str]:
         """The Python modules, by their paths below the folder."""
         return sorted(name for name in self._kept if name.endswith(".py"))
+
+    def libraries(self) -> dict[str, str]:
+        """Compiled libraries worth sharing, by their paths, with what their packages' RECORD says of each."""
+        found: dict[str, str] = {}
+        for record in sorted(self._site.glob("*.dist-info/RECORD")):
+            for line in record.read_text(encoding="utf-8").splitlines():
+                name, _, content = line.partition(",")
+                size = content.rpartition(",")[2]
+                if name in self._kept and _LIBRARY.search(name) and size.isdecimal() and int(size) >= _SHARED:
+                    found[name] = content
+        return found
 
     def _record(self, record: Path) -> bytes:
         """The list of a package's files, less what is left out."""

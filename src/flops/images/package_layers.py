@@ -1,0 +1,195 @@
+"""The layers of packages: what a lock names, laid down once, packed, and compiled where that is possible.
+
+Large libraries that an environment of the same image has too (pyarrow's, most often) are links to those: they
+are stored, sent and loaded into memory once. Whether two are equal is what their packages' RECORD says.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from flops.core.errors import FailedError
+from flops.images import bytecode, compiled, uv, wheels
+from flops.images.layer import Compression, Entry, Layer, write_layer
+from flops.images.layer_cache import LayerCache
+from flops.images.layout import Layout
+from flops.images.locks import Lock, write_atomically
+from flops.images.pip_configuration import PipConfiguration
+
+
+@dataclass(frozen=True)
+class PackageSet:
+    """The packages of a lock, as they come to one place of an image."""
+
+    what: str
+    """Kind of the layer."""
+    lock: Lock
+    place: str
+    """The environment in the image, such as ``/opt/user``."""
+    modules: tuple[str, ...] = ()
+    """Compile what importing these takes."""
+    unused: tuple[str, ...] = ()
+    """Patterns of files that are left out."""
+    beside: "PackageSet | None" = None
+    """The packages of another place of the same image, whose libraries are shared."""
+
+    def inputs(self) -> dict[str, str]:
+        """Everything that the layer of packages depends on."""
+        common = set(self.beside.lock.packages) & set(self.lock.packages) if self.beside else set()
+        shared = [self.beside.place, *sorted(common), *self.beside.unused] if self.beside and common else []
+        return {
+            "lock": self.lock.hash,
+            "platform": self.lock.platform,
+            "python": self.lock.python,
+            "place": self.place,
+            "trim": str(wheels.TRIM),
+            "unused": " ".join(self.unused),
+            "shared": " ".join(shared),
+        }
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What layers are made with."""
+
+    layout: Layout
+    cache: Path
+    compression: Compression
+    configuration: PipConfiguration
+    environment: Mapping[str, str]
+    progress: uv.Progress | None
+    cancel: threading.Event | None
+
+    def remembered(self, what: str, inputs: Mapping[str, str], make: Callable[[], Layer]) -> Layer:
+        """The layer of some inputs, made if it is not there."""
+        layers = LayerCache(self.cache / "layers", self.layout)
+        return layers.layer(what, {**inputs, "compression": self.compression}, make)
+
+    def write(self, what: str, entries: Iterable[Entry], packages: tuple[str, ...] = ()) -> Layer:
+        """Make a layer; ends with a FailedError once ``cancel`` is set."""
+        return write_layer(self.layout, what, self._watched(entries), self.compression, packages=packages)
+
+    def package_layers(self, wanted: PackageSet) -> list[Layer]:
+        """The layer of some packages, and if possible one with their compiled modules.
+
+        Raises:
+            UnavailableError: a package could not be fetched.
+            InvalidInputError: a package is malformed, or has no wheel any more.
+            FailedError: uv failed otherwise, or ``cancel`` was set.
+            DiskFullError: no space is left.
+        """
+        with ExitStack() as stack:
+            opened: list[tuple[wheels.Packages, Path]] = []
+
+            def laid_down() -> tuple[wheels.Packages, Path]:
+                if not opened:  # once for both layers, and only if one of them is not there
+                    opened.append(stack.enter_context(self._laid_down(wanted)))
+                return opened[0]
+
+            inputs = wanted.inputs()
+            layers = [self.remembered(wanted.what, inputs, lambda: self._pack(wanted, laid_down))]
+            if wanted.modules and wanted.lock.packages and compiled.can_compile(wanted.lock.python):
+                inputs |= {
+                    "modules": " ".join(wanted.modules),
+                    "magic": compiled.MAGIC,
+                    "form": compiled.FORM,
+                    "shared": "",
+                }
+                what = f"{wanted.what}-compiled"
+                layers.append(self.remembered(what, inputs, lambda: self._compile(what, wanted, laid_down)))
+            return layers
+
+    def _pack(self, wanted: PackageSet, laid_down: Callable[[], tuple[wheels.Packages, Path]]) -> Layer:
+        # First, because what both need is then there already.
+        shared = self._libraries(wanted.beside) if wanted.inputs()["shared"] and wanted.beside else {}
+        packages, _ = laid_down()
+        lock = wanted.lock
+        self._tell(f"packing {len(lock.packages)} packages for {lock.platform} ({wanted.what})")
+        other = wanted.beside.place if wanted.beside else ""
+        entries = packages.entries(wanted.place, lock.python, shared, other)
+        return self.write(wanted.what, entries, lock.packages)
+
+    def _compile(
+        self, what: str, wanted: PackageSet, laid_down: Callable[[], tuple[wheels.Packages, Path]]
+    ) -> Layer:
+        packages, site = laid_down()
+        read = {str(path.relative_to(site)) for path in bytecode.imported(site, wanted.modules)}
+        entries = compiled.entries(
+            site,
+            [name for name in packages.sources() if name in read],
+            wheels.site_packages(wanted.place, wanted.lock.python),
+            self.cache / "compiled",
+            environment=self.environment,
+            cancel=self.cancel,
+        )
+        return self.write(what, entries)
+
+    def _libraries(self, wanted: PackageSet) -> Mapping[str, str]:
+        """The libraries of some packages that others can share; waits for whoever is laying them down."""
+        note = self._note(wanted)
+        with _locked(note.with_suffix(".lock")):
+            known = _read(note)
+        if known is None:
+            with self._laid_down(wanted) as (packages, _):
+                known = packages.libraries()
+        return known
+
+    @contextmanager
+    def _laid_down(self, wanted: PackageSet) -> Iterator[tuple[wheels.Packages, Path]]:
+        note = self._note(wanted)
+        with ExitStack() as stack:
+            with _locked(note.with_suffix(".lock")):
+                site = stack.enter_context(
+                    wheels.laid_down(
+                        wanted.lock,
+                        self.cache / "wheels",
+                        configuration=self.configuration,
+                        environment=self.environment,
+                        progress=self.progress,
+                        cancel=self.cancel,
+                    )
+                )
+                packages = wheels.Packages(site, wanted.unused)
+                write_atomically(note, json.dumps(packages.libraries(), indent=1, sort_keys=True) + "\n")
+            yield packages, site
+
+    def _note(self, wanted: PackageSet) -> Path:
+        """Where the libraries of some packages are noted."""
+        text = json.dumps([wanted.lock.hash, wanted.unused, wheels.TRIM])
+        return self.cache / "libraries" / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}.json"
+
+    def _watched(self, entries: Iterable[Entry]) -> Iterator[Entry]:
+        for entry in entries:
+            if self.cancel is not None and self.cancel.is_set():
+                raise FailedError("making an image was stopped on request")
+            yield entry
+
+    def _tell(self, message: str) -> None:
+        if self.progress is not None:
+            self.progress(message)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One at a time, among threads and processes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _read(note: Path) -> dict[str, str] | None:
+    try:
+        known = json.loads(note.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return {str(name): str(content) for name, content in known.items()} if isinstance(known, dict) else None
