@@ -174,7 +174,8 @@ def test_a_run_is_told_in_plain_lines_where_there_is_no_terminal(
         "",
         "finished in 23 s: accuracy 89.2 %, loss 0.3101 (best round 2 of 2)",
         "model    mnist:3  models:/mnist/3",
-        "next     flops model get mnist:3  download the model",
+        "next     flops deploy p-7k2mqd    serve the model",
+        "         flops model get mnist:3  download the model",
         "         flops ui                 compare runs in the browser",
         "         flops show p-7k2mqd      all about this project",
     ]

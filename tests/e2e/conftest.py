@@ -66,9 +66,9 @@ class Ended:
 class User:
     """Somebody with a terminal and a FLOPS_HOME."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
-        self.environment = {**os.environ, "FLOPS_HOME": str(home)}
+        self.environment = {**os.environ, "FLOPS_HOME": str(home), **environment}
 
     def flops(self, *arguments: str, timeout_s: float = 180.0) -> Ended:
         result = subprocess.run(
@@ -81,9 +81,9 @@ class User:
         )
         return Ended(result.returncode, result.stdout, result.stderr)
 
-    def project(self, *arguments: str) -> dict[str, Any]:
+    def project(self, *arguments: str, timeout_s: float = 180.0) -> dict[str, Any]:
         """Run a project to its end; returns how it stands then."""
-        ended = self.flops("run", *arguments, "--json")
+        ended = self.flops("run", *arguments, "--json", timeout_s=timeout_s)
         assert ended.lines, ended.stderr
         project: dict[str, Any] = ended.lines[-1]
         assert ended.code == (0 if project["state"] == "finished" else 1), ended.stdout
@@ -92,6 +92,16 @@ class User:
     def events(self, project: str, kind: str) -> list[dict[str, Any]]:
         lines = self.flops("events", project, "--json").lines
         return [line["data"] for line in lines if line["kind"] == kind]
+
+
+@pytest.fixture(scope="session")
+def make_user(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., User]:
+    """A user with an empty FLOPS_HOME and some environment."""
+
+    def make(**environment: str) -> User:
+        return User(tmp_path_factory.mktemp("home"), **environment)
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -126,3 +126,15 @@ def test_a_project_without_clusters_fails() -> None:
 
 def test_clusters_that_ended_because_training_is_over_are_no_news() -> None:
     assert judged([AGGREGATOR, ASIA], status(AGGREGATOR, "running"), status(ASIA, "exited", 0)) == []
+
+
+def test_an_agent_that_lost_its_worker_for_lack_of_memory_says_so() -> None:
+    worker = Service(ServiceName("p-7k2mqd-worker-1"), "worker", LearnerId("learner-1"))
+    killed = replace(status(worker, "failed", -9), reason="killed by its memory limit (30 MB)")
+    actions = judged(
+        [AGGREGATOR, ONE, worker], status(AGGREGATOR, "running"), status(ONE, "failed", 1), killed
+    )
+    assert actions[0].verdict is Verdict.OVER
+    assert actions[0].reason.endswith(" - its worker was killed by its memory limit (30 MB)")
+    assert actions[1].verdict is Verdict.RESTART
+    assert actions[1].reason.startswith("the worker of learner-1 ended (killed by its memory limit (30 MB))")

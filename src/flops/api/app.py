@@ -14,6 +14,7 @@ from flops.api import problems, schemas
 from flops.api.access import LimitedBody, OwnNamesOnly, bearer_token, only_with
 from flops.api.archive import tar
 from flops.api.data import MAX_UPLOAD_BYTES, UPLOAD_PATH, data_routes
+from flops.api.images import image_routes
 from flops.api.problems import documented
 from flops.api.projects import project_routes
 from flops.core.ids import project_id
@@ -47,6 +48,7 @@ def create_app(manager: Manager, token: str, stop: Callable[[], None]) -> FastAP
         project_routes(manager),
         data_routes(manager),
         _model_routes(manager),
+        image_routes(manager),
         _own_routes(manager, stop),
     ):
         app.include_router(routes, dependencies=guarded)

@@ -53,6 +53,7 @@ def data_routes(manager: Manager) -> APIRouter:
         site: str = "local",
         allow_metrics: bool = False,
         label: Annotated[list[str] | None, Query(description="NAME=VALUE")] = None,
+        node: str | None = None,
     ) -> Any:
         if not tag:
             raise InvalidInputError("a fragment needs a tag - send at least one, as ?tag=NAME")
@@ -63,7 +64,7 @@ def data_routes(manager: Manager) -> APIRouter:
                 async for chunk in request.stream():
                     await asyncio.to_thread(file.write, chunk)
             return await asyncio.to_thread(
-                manager.put_fragment, path, tag, site, allow_metrics=allow_metrics, labels=labels
+                manager.put_fragment, path, tag, site, allow_metrics=allow_metrics, labels=labels, node=node
             )
 
     @routes.get("/fragments", response_model=schemas.FragmentList, responses=documented())

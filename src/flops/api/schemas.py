@@ -138,6 +138,8 @@ class FragmentView(BaseModel):
     created: float
     content_hash: str
     labels: dict[str, str]
+    node: str = ""
+    """Of an orchestrator of many nodes; empty: this machine."""
 
 
 class FragmentList(BaseModel):
@@ -170,6 +172,25 @@ class ModelView(BaseModel):
 
 class ModelList(BaseModel):
     models: list[ModelView]
+
+
+class ImageView(BaseModel):
+    name: str
+    digest: str
+    platforms: list[str]
+    size_bytes: int
+    """Compressed; layers that images share count for each."""
+
+
+class ImageList(BaseModel):
+    images: list[ImageView]
+
+
+class BaseImageRequest(_Request):
+    suite: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,39}$")] = "bookworm"
+    platforms: Annotated[list[str], Field(min_length=1, max_length=8)] = ["linux/amd64", "linux/arm64"]
+    mirror: str | None = None
+    refresh: bool = False
 
 
 class Ui(BaseModel):

@@ -1,6 +1,7 @@
 """The manager's REST API as methods. Answers are plain JSON values; errors are `FlopsError` children."""
 
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Self
@@ -162,12 +163,15 @@ class ManagerClient:
         *,
         allow_metrics: bool,
         labels: Sequence[str] = (),
+        node: str | None = None,
     ) -> dict[str, Any]:
         """Args: labels are ``NAME=VALUE``."""
+        where = {} if node is None else {"node": node}
         return self._object(
             "POST",
             "/v1/data/fragments",
-            params={"tag": list(tags), "site": site, "allow_metrics": allow_metrics, "label": list(labels)},
+            params={"tag": list(tags), "site": site, "allow_metrics": allow_metrics, "label": list(labels)}
+            | where,
             content=iter(lambda: parquet.read(1 << 20), b""),
             headers={"Content-Type": "application/vnd.apache.parquet"},
             timeout=_LONG_TIMEOUT,
@@ -195,6 +199,35 @@ class ManagerClient:
             _check(answer)
             for chunk in answer.iter_bytes(1 << 20):
                 into.write(chunk)
+
+    # images
+
+    def images(self) -> list[dict[str, Any]]:
+        return self._list("/v1/images", "images")
+
+    def make_base(self, request: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
+        """Make a base image; ``progress`` is told what is being done.
+
+        Raises:
+            FlopsError: as the manager says.
+        """
+        with (
+            _translated(self.url),
+            self._http.stream(
+                "POST", "/v1/images/base", json=dict(request), timeout=_LONG_TIMEOUT
+            ) as response,
+        ):
+            _check(response)
+            for text in response.iter_lines():
+                line = json.loads(text)
+                if "progress" in line:
+                    progress(str(line["progress"]))
+                elif "error" in line:
+                    kind = _BY_CODE.get(line["error"]["code"], FailedError)
+                    raise kind(str(line["error"]["detail"]))
+                else:
+                    return dict(line["result"])
+        raise ManagerAwayError(f"the manager at {self.url} ended - try again")
 
     # calling
 

@@ -40,6 +40,10 @@ def put(
         list[str] | None,
         typer.Option(metavar="NAME=VALUE", help="What is known of the place (repeatable)."),
     ] = None,
+    node: Annotated[
+        str | None,
+        typer.Option(help="Where an orchestrator of many nodes keeps it; where the site's data are already."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Store files as fragments, for learners to find by tag."""
@@ -53,7 +57,9 @@ def put(
         for file in files:
             with parquet_file(file) as parquet:
                 fragments.append(
-                    client.put_fragment(parquet, tag, site, allow_metrics=allow_metrics, labels=label or [])
+                    client.put_fragment(
+                        parquet, tag, site, allow_metrics=allow_metrics, labels=label or [], node=node
+                    )
                 )
     _print(fragments, as_json=as_json)
 
@@ -137,12 +143,15 @@ def _print(fragments: Sequence[dict[str, Any]], *, as_json: bool) -> None:
     if as_json:
         print_json(fragments)
         return
+    # Only orchestrators of many nodes say where something is.
+    nodes = any(one.get("node") for one in fragments)
     print_table(
-        ("fragment", "site", "#examples", "#size", "tags"),
+        ("fragment", "site", *(("node",) if nodes else ()), "#examples", "#size", "tags"),
         [
             (
                 one["id"],
                 one["site"],
+                *((one["node"],) if nodes else ()),
                 f"{one['num_examples']:,}",
                 size(one["size_bytes"]),
                 ", ".join(one["tags"]),

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import typer
 
-from flops.cli import data, models, operate, projects, run, serving
+from flops.cli import data, images, models, operate, projects, run, serving
 from flops.cli.output import print_error
 from flops.core.errors import FlopsError
 
@@ -23,6 +23,7 @@ projects.register(app)
 data.register(app)
 models.register(app)
 serving.register(app)
+images.register(app)
 operate.register(app)
 
 

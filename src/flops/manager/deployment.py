@@ -23,7 +23,7 @@ from flops.federation import (
     Member,
     VirtualLearner,
 )
-from flops.manager.grounds import AGENT, AGGREGATOR, WORKER, Ground, aggregator_name, config_file
+from flops.manager.grounds import AGENT, AGGREGATOR, WORKER, Ground, aggregator_name, config_file, threads_of
 from flops.manager.paths import ProjectPaths, data_token_file, write_private_json
 from flops.manager.rows import VIRTUAL, Learner, Service
 from flops.manager.topology import Aggregator, aggregators, home_of, places_itself
@@ -138,7 +138,7 @@ def write_configurations(
             aggregator=ground.location(project, numbers.get(home_of(spec, agent.learners[0]) or "")),
             tls=ground.members_tls(),
             data=access,
-            threads=_threads(spec, len(learners)),
+            threads=threads_of(spec, len(learners)),
             memory_mb=spec.resources.memory_mb,
             placed=bool(newcomers),
             **ground.agent(project, agent.name, results),
@@ -249,9 +249,3 @@ def _tokens(
         )
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return content
-
-
-def _threads(spec: ProjectSpec, learners: int) -> int:
-    if spec.resources.vcpus is not None:
-        return max(1, round(spec.resources.vcpus))
-    return max(1, (os.cpu_count() or 1) // learners)

@@ -7,6 +7,7 @@ node, have in common is a volume.
 """
 
 import json
+import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -130,6 +131,13 @@ def _subject(project: ProjectId, service: Service) -> str:
 
 def aggregator_name(project: ProjectId, number: int | None) -> str:
     return f"{project}-{AGGREGATOR}" if number is None else f"{project}-{AGGREGATOR}-{number}"
+
+
+def threads_of(spec: ProjectSpec, learners: int) -> int:
+    """How many threads a learner's numerical libraries use."""
+    if spec.resources.vcpus is not None:
+        return max(1, round(spec.resources.vcpus))
+    return max(1, (os.cpu_count() or 1) // learners)
 
 
 def model_service_name(project: ProjectId) -> ServiceName:
@@ -320,7 +328,10 @@ class ImageGround:
             )
         return ServiceSpec(
             name=service.name,
-            command=(USER_PYTHON, "-m", "flops_worker", "--connect", f"{_SEAT}/agent.sock", "--code", _CODE),
+            command=(
+                *(USER_PYTHON, "-m", "flops_worker", "--connect", f"{_SEAT}/agent.sock"),
+                *("--code", _CODE, "--threads", str(threads_of(spec, len(learners)))),
+            ),
             role=service.role,
             project=project,
             image=images["learner"],

@@ -305,6 +305,8 @@ class Manager:
         self._store.delete_project(project)
         self._orchestrator.remove_project(project)
         self._ground.release(project)
+        if self.settings.images_dir.exists():
+            self._call_step("forget-images", {"project": project})
         self._tracker.remove(project)
         shutil.rmtree(ProjectPaths.of(self.settings, project).folder, ignore_errors=True)
 
@@ -386,6 +388,16 @@ class Manager:
         self._store.project(project)
         return self._inference.predict(project, content_type, body)
 
+    # images
+
+    def images(self) -> list[dict[str, Any]]:
+        """What the image layout holds, by name."""
+        return list(self._call_step("list-images", {})["images"])
+
+    def make_base(self, request: Mapping[str, Any], progress: Callable[[str], None]) -> dict[str, Any]:
+        """Make a base image from Debian's packages; see `flops.images.base.make_base`."""
+        return self._call_step("base-image", request, progress)
+
     # data
 
     def put_fragment(
@@ -396,14 +408,20 @@ class Manager:
         *,
         allow_metrics: bool = False,
         labels: Mapping[str, str] | None = None,
+        node: str | None = None,
     ) -> dict[str, Any]:
-        """Store one Parquet file."""
+        """Store one Parquet file.
+
+        Args:
+            node: where; None: where the site's data are, else where the fewest sites are.
+        """
         arguments = {
             "file": str(file),
             "tags": list(tags),
             "site": site,
             "allow_metrics": allow_metrics,
             "labels": dict(labels or {}),
+            "node": node,
         }
         return dict(self._call_data("data-put", arguments)["fragment"])
 
@@ -485,12 +503,21 @@ class Manager:
         self._ensure_support()
         return self._call_step(step, {**arguments, **self._step_arguments(DATA)})
 
-    def _call_step(self, step: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    def _call_step(
+        self,
+        step: str,
+        arguments: Mapping[str, Any],
+        progress: Callable[[str], None] = lambda message: None,
+    ) -> dict[str, Any]:
+        def tell(message: str) -> None:
+            log.info("%s: %s", step, message)
+            progress(message)
+
         with self._data_calls, self._one_step_process() as process:
             return process.run(
                 step,
                 {"home": str(self.settings.home), "arguments": dict(arguments)},
-                lambda message: log.info("%s: %s", step, message),
+                tell,
                 self._closing,
             )
 

@@ -8,6 +8,8 @@ outlives them and this manager; only the owner of a node removes it.
 import hashlib
 import json
 import logging
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +42,7 @@ _DATA_VOLUME = "flops-data"
 _DATA_FOLDER = "/var/lib/flops"
 _READY_TIMEOUT_S = 120.0
 _LOOK_AGAIN_S = 0.1
+_CONNECT_TIMEOUT_S = 2.0
 
 
 class Nodes:
@@ -152,18 +155,32 @@ class Nodes:
         return made
 
     def _wait(self, name: ServiceName, deadline: float) -> None:
-        """Until a data server has said that it listens, which is its first line."""
+        """Until a data server proves itself where it is published."""
         while True:
             status = self._status(name)
-            log_lines = [line for line in self._orchestrator.logs(name, 65536).splitlines() if line.strip()]
-            running = status is not None and status.state == "running"
-            if running and any('"locations"' in line for line in log_lines):
+            if status is not None and status.endpoint is not None and self._answers(status.endpoint):
                 return
             if time.monotonic() > deadline or status is None or not status.live:
+                lines = [line for line in self._orchestrator.logs(name, 4096).splitlines() if line.strip()]
                 why = (status.reason if status is not None else "") or "it does not get ready"
-                last = f": {log_lines[-1]}" if log_lines else ""
+                last = f": {lines[-1]}" if lines else ""
                 raise UnavailableError(f"the data server {name} cannot be used, {why}{last}")
             time.sleep(_LOOK_AGAIN_S)
+
+    def _answers(self, endpoint: str) -> bool:
+        """Whether TLS is spoken there: engines take connections for services that do not listen yet."""
+        host, _, port = endpoint.rpartition(":")
+        host = host.strip("[]")
+        context = ssl.create_default_context(cadata=self._authority.certificate)
+        context.set_alpn_protocols(["h2"])
+        try:
+            with (
+                socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S) as plain,
+                context.wrap_socket(plain, server_hostname=host),
+            ):
+                return True
+        except OSError:
+            return False
 
     def _status(self, name: ServiceName) -> ServiceStatus | None:
         return next((one for one in self._orchestrator.list(OWNER) if one.name == name), None)

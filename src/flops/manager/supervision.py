@@ -78,7 +78,7 @@ def judge(
             continue
         if not is_root and status is not None and status.exit_code == 0:
             continue  # the aggregator told it that training is over; its own word on that is on the way
-        why = _end(service, status, last_line)
+        why = _end(service, status, last_line) + _of_its_worker(service, services, statuses)
         code = None if status is None else status.exit_code
         if code == EXIT_WITHOUT_SPACE:
             yield Action(service, Verdict.WAIT, why, _pause_s(service.restarts + _AT_ONCE + 2))
@@ -120,6 +120,18 @@ def judge(
             Verdict.FAIL,
             f"no cluster is left of {len(clusters)}: {clusters_over[-1]} - see 'flops logs {project}'",
         )
+
+
+def _of_its_worker(
+    service: Service, services: Sequence[Service], statuses: Mapping[ServiceName, ServiceStatus]
+) -> str:
+    """How the worker of an agent ended, where it was for lack of memory: the agent cannot know."""
+    for other in services:
+        if other.role == WORKER != service.role and other.learner == service.learner is not None:
+            status = statuses.get(other.name)
+            if status is not None and "memory" in status.reason:
+                return f" - its worker was {status.reason}"
+    return ""
 
 
 def _pause_s(number: int) -> float:
