@@ -241,9 +241,12 @@ def test_a_model_that_cannot_be_loaded_ends_the_server_with_its_reason(serve: Se
 
 
 def test_what_cannot_be_used_ends_the_server_with_code_2(serve: Serve, tmp_path: Path) -> None:
-    empty = serve("no-such-model", wait=False)
+    stale = tmp_path / "ready.json"
+    stale.write_text("{}")
+    empty = serve("no-such-model", wait=False, ready_file=str(stale))
     assert empty.process.wait(60) == 2
     assert "holds no model in MLflow's format" in empty.log
+    assert not stale.exists()
     gone = serve("moody", wait=False, python=str(tmp_path / "python"))
     assert gone.process.wait(60) == 2
     assert "cannot be run" in gone.log

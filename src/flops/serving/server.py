@@ -40,6 +40,8 @@ async def serve(config: ServingConfig) -> None:
     Raises:
         FlopsError: the configuration cannot be used, the address is taken, or the model cannot be loaded.
     """
+    if config.ready_file is not None:  # that of a server that was killed
+        Path(config.ready_file).unlink(missing_ok=True)
     card = read_model(Path(config.model))
     counts = Metrics()
     limits = config.limits
@@ -117,8 +119,11 @@ def _said(config: ServingConfig, url: str) -> Iterator[None]:
         return
     path = Path(config.ready_file)
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps({"url": url, "pid": os.getpid()}))
-    temporary.rename(path)
+    try:
+        temporary.write_text(json.dumps({"url": url, "pid": os.getpid()}))
+        temporary.rename(path)
+    except OSError as error:
+        raise UnavailableError(f"the ready file '{path}' cannot be written: {error}") from error
     try:
         yield
     finally:
