@@ -390,6 +390,33 @@ def test_volumes_stay_on_their_node_and_go_with_their_project(
     _wait(lambda: things_of(swarm, home) == {})
 
 
+def test_volume_of_a_dead_node_is_emptied_once_it_is_back(
+    swarm: PrivateSwarm, open_swarm: OpenSwarm, spec: Any, home: str, watch: Any
+) -> None:
+    first = open_swarm()
+    history = watch(first)
+    worker = swarm.node("worker-2")
+    volume = Volume("p-test-data", "/var/lib/flops")
+    first.deploy(spec("touch", "/var/lib/flops/file", node="worker-2", volumes=(volume,)))
+    history.until(A, "exited")
+    data = swarm.folder / "worker-2" / "volumes" / Names(home).of(volume.name) / "_data"
+    assert [path.name for path in data.iterdir()] == ["file"]
+
+    worker.kill()
+    try:
+        first.remove_project("p-test")
+        first.close()
+        assert [path.name for path in data.iterdir()] == ["file"]
+    finally:
+        worker.start()
+    _wait(lambda: set(things_of(swarm, home)) == {"configs"})
+
+    open_swarm()
+    _wait(lambda: things_of(swarm, home) == {})
+
+    assert [*data.iterdir()] == []
+
+
 # ends
 def test_memory_limit_kills_and_is_named(open_swarm: OpenSwarm, spec: Any, watch: Any) -> None:
     orchestrator = open_swarm()
@@ -553,11 +580,11 @@ def test_services_survive_the_death_of_the_swarms_manager(
     finally:
         swarm.manager.start()
 
+    _wait(lambda: not _is_away(orchestrator))  # and workers may take twenty seconds to come back to it
+    _wait(lambda: [status.state for status in orchestrator.list()] == ["running", "failed"])
     failed = history.until(B, "failed")
     assert (failed.exit_code, failed.reason) == (4, "exit code 4")
     assert "answers again" in caplog.text
-    status = next(status for status in orchestrator.list() if status.name == A)
-    assert status.state == "running"
     assert container_of(swarm.node("worker-1"), home, A)["Id"] == before
     orchestrator.stop(A)
     _wait(lambda: all(node.ready for node in orchestrator.nodes()))

@@ -469,18 +469,21 @@ class SwarmOrchestrator:
                 pause_s = _AWAY_S
             else:
                 self._see_again()
-                # A swarm that takes long to answer is not asked all the time.
-                pause_s = max(_POLL_S, 4 * (time.monotonic() - started))
+                pause_s = self._pause_s(time.monotonic() - started)
             with self._changed:
-                if self._hurried:
-                    pause_s = _WAITED_FOR_POLL_S
-                due = [s.restart_at for s in self._services.values() if s.restart_at is not None]
-                if due:
-                    pause_s = min(pause_s, max(0.0, min(due) - self._clock.monotonic()))
                 hurried = self._hurried
-                self._changed.wait_for(partial(self._hurried_more_than, hurried), pause_s)
-                if self._closing:
+                if self._changed.wait_for(partial(self._hurried_more_than, hurried), pause_s) and self._closing:
                     return
+
+    def _pause_s(self, took_s: float) -> float:
+        """How long services need not be looked at."""
+        with self._changed:
+            if self._hurried:
+                return _WAITED_FOR_POLL_S
+            due = [s.restart_at for s in self._services.values() if s.restart_at is not None]
+            # A swarm that takes long to answer is not asked all the time.
+            pause_s = max(_POLL_S, 4 * took_s)
+            return min([pause_s, *(max(0.0, at - self._clock.monotonic()) for at in due)])
 
     def _hurried_more_than(self, before: int) -> bool:
         return self._closing or self._hurried > before

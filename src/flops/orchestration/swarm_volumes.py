@@ -71,10 +71,13 @@ class SwarmVolumes:
             api.create_config(name, _NOTE, labels=labels)
 
     def remove(self, prefix: str) -> None:
-        """Remove the volumes whose names begin so; those of a node that is down once it is back (`clean`)."""
+        """Remove the volumes whose names begin so, and what an earlier call could not; those of a node
+        that is down stay until a later call, or `clean`.
+        """
         with self._engine.asking(f"volumes {prefix}* cannot be removed"):
             for note in self._api.configs(filters=self._names.mine()):
-                if note["Spec"]["Labels"]["flops.volume"].startswith(prefix):
+                labels = note["Spec"]["Labels"]
+                if labels["flops.volume"].startswith(prefix) or "flops.doomed" in labels:
                     self._remove(note)
 
     def clean(self) -> None:
@@ -95,11 +98,11 @@ class SwarmVolumes:
         api = self._api
         labels = note["Spec"]["Labels"]
         volume, node_id = labels["flops.volume"], labels["flops.node"]
-        nodes = {node["ID"]: node["Status"]["State"] for node in api.nodes()}
+        nodes = {node["ID"] for node in api.nodes()}
         if node_id == self._own_node:
             done = self._remove_here(self._names.of(volume))
         elif node_id in nodes:
-            done = nodes[node_id] != "down" and self._sweep(volume, node_id, labels["flops.image"])
+            done = self._sweep(volume, node_id, labels["flops.image"])
         else:
             done = True  # the node left the swarm, and its volumes with it
         if done:
@@ -141,6 +144,8 @@ class SwarmVolumes:
         try:
             deadline = time.monotonic() + _BROOM_S
             while time.monotonic() < deadline:
+                if node_id in objects.down_nodes(api.nodes()):
+                    return False
                 tasks = [Task.from_json(value) for value in api.tasks(filters={"service": service})]
                 if tasks and tasks[0].ended:
                     if tasks[0].exit_code == 0:
