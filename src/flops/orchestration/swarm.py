@@ -471,8 +471,8 @@ class SwarmOrchestrator:
                 self._see_again()
                 pause_s = self._pause_s(time.monotonic() - started)
             with self._changed:
-                hurried = self._hurried
-                if self._changed.wait_for(partial(self._hurried_more_than, hurried), pause_s) and self._closing:
+                self._changed.wait_for(partial(self._hurried_more_than, self._hurried), pause_s)
+                if self._closing:
                     return
 
     def _pause_s(self, took_s: float) -> float:
