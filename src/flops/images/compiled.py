@@ -17,6 +17,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from flops.core.errors import FailedError
@@ -29,6 +30,9 @@ FORM = "1"
 """Changes with the way modules are compiled here."""
 
 _TIMEOUT_S = 900.0
+_MOST_PROCESSES = 4
+_WORTH_A_PROCESS = 100
+"""So many modules take as long as starting one."""
 _PROGRAM = r"""
 import json, marshal, sys, warnings
 from importlib.util import MAGIC_NUMBER, source_hash
@@ -90,15 +94,22 @@ def entries(
     missing = {name: path for path, name in found.values() if not (folder / name).exists()}
     with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as making:
         wanted = [[str(path), f"{making}/{name}"] for name, path in missing.items()]
-        listed = Path(making) / "wanted.json"
-        listed.write_text(json.dumps(wanted), encoding="utf-8")
-        command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, str(listed)]
-        variables = {**environment, "PYTHONHASHSEED": "0"}
-        finished = uv.start(command, variables, _TIMEOUT_S, None, cancel) if wanted else None
-        if finished is not None and finished.returncode:
-            raise FailedError(
-                f"modules could not be compiled: {finished.stderr[-300:]} - install FLOps again"
-            )
+        processes = min(os.cpu_count() or 1, _MOST_PROCESSES, 1 + len(wanted) // _WORTH_A_PROCESS)
+
+        def compile_part(number: int) -> None:
+            listed = Path(making) / f"wanted-{number}.json"
+            listed.write_text(json.dumps(wanted[number::processes]), encoding="utf-8")
+            command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, str(listed)]
+            variables = {**environment, "PYTHONHASHSEED": "0"}
+            finished = uv.start(command, variables, _TIMEOUT_S, None, cancel)
+            if finished.returncode:
+                raise FailedError(
+                    f"modules could not be compiled: {finished.stderr[-300:]} - install FLOps again"
+                )
+
+        if wanted:
+            with ThreadPoolExecutor(processes) as pool:
+                list(pool.map(compile_part, range(processes)))
         for name in missing:
             made = Path(making) / name
             if made.exists():

@@ -35,6 +35,7 @@ def document(name: str, version: str, packages: Mapping[str, Iterable[str]]) -> 
     bom.metadata.component = image = Component(
         name=name, version=version, type=ComponentType.CONTAINER, bom_ref=f"image:{name}@{version}"
     )
+    components = []
     for part, pins in sorted(packages.items()):
         for pin in sorted(pins):
             package, _, release = pin.partition("==")
@@ -47,8 +48,9 @@ def document(name: str, version: str, packages: Mapping[str, Iterable[str]]) -> 
                 bom_ref=f"{part}:{url}",
                 properties=[Property(name="io.flops.part", value=part)],
             )
-            bom.components.add(component)
-            bom.register_dependency(image, [component])
+            components.append(component)
+    bom.components.update(components)
+    bom.register_dependency(image, components)
     listed = sorted(f"{part}:{pin}" for part, pins in packages.items() for pin in pins)
     bom.serial_number = uuid.uuid5(_NAMESPACE, "\n".join([name, version, *listed]))
     bom.metadata.timestamp = None  # type: ignore[assignment]
