@@ -1,4 +1,4 @@
-"""Whole projects in containers, on a Docker engine of our own: from the repository to a model that is asked."""
+"""Whole projects in containers on a Docker engine of our own: from a repository to a model that is asked."""
 
 import json
 import os

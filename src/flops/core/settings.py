@@ -32,7 +32,8 @@ class Settings:
     advertise: str | None = None
     """Address at which services on other machines reach this one; None: what the orchestrator says."""
     registry: str | None = None
-    """Image registry, ``HOST[:PORT][/PREFIX]``; None: our own on this machine, where it is installed."""
+    """Image registry, ``HOST[:PORT][/PREFIX]``, with ``http://`` in front where it speaks plain HTTP; None:
+    our own on this machine, where it is installed."""
     base_image: str | None = None
     """What images are built on; may hold ``{python}``, such as 3.12. None: Python's image of the public
     hub, or a base made here."""

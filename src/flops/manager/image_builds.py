@@ -100,4 +100,4 @@ class ImageBuilds:
             log.info("the image registry runs with other settings: it is started again")
             self._programs.stop(_REGISTRY)
             self._programs.deploy(spec)
-        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

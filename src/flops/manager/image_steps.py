@@ -46,7 +46,7 @@ class Workshop:
         from flops.images.assembler import Assembler
         from flops.images.layout import Layout
 
-        self._registry: str | None = arguments.get("registry")
+        self._registry, self._plain = _registry_of(arguments.get("registry"))
         self._base_image: str | None = arguments.get("base_image")
         self._nodes: Sequence[str] = arguments.get("platforms") or ()
         self._progress = progress
@@ -79,6 +79,7 @@ class Workshop:
         """Name an image and push it; answers its reference and what was sent."""
         from flops.images.push import push
         from flops.images.references import Reference
+        from flops.images.registry import Registry
 
         self.warnings += [one for one in built.warnings if one not in self.warnings]
         self.layout.tag(f"{repository}:{tag}", built.index)
@@ -91,12 +92,14 @@ class Workshop:
             }
         reference = Reference.parse(f"{self._registry}/{repository}:{tag}")
         prefix = reference.repository.removesuffix(repository)
-        pushed = push(
-            self.layout,
-            built.index,
-            reference,
-            mount_from=[prefix + other for other in _REPOSITORIES],
-        )
+        with Registry.of_user(reference.host, insecure=self._plain or None) as registry:
+            pushed = push(
+                self.layout,
+                built.index,
+                reference,
+                mount_from=[prefix + other for other in _REPOSITORIES],
+                registry=registry,
+            )
         return {
             "image": str(pushed.reference),
             "size_bytes": size,
@@ -227,6 +230,14 @@ IMAGE_STEPS: dict[str, Callable[[Settings, Mapping[str, Any], Progress], dict[st
     "list-images": list_images,
     "forget-images": forget_images,
 }
+
+
+def _registry_of(place: str | None) -> tuple[str | None, bool]:
+    """``HOST[:PORT][/PREFIX]``, and whether it is to be spoken to in plain HTTP, as ``http://`` says."""
+    if place is None:
+        return None, False
+    plain = place.startswith("http://")
+    return place.removeprefix("http://").removeprefix("https://").rstrip("/"), plain
 
 
 def _described(layout: "Layout", name: str) -> dict[str, Any]:
