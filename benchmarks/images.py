@@ -74,7 +74,10 @@ def measure(folder: Path, runs: int, with_buildah: bool) -> dict[str, Any]:
     bases = make_base(source)
     base_s = time.perf_counter() - begun
     amd64 = {AMD64: bases[AMD64]}
-    one = [Place(folder / f"amd64-{n}", source, amd64).cold() for n in range(runs)]
+    one, limits = [], []
+    for number in range(runs):  # in turns, so that a neighbour's load meets both
+        one.append(Place(folder / f"amd64-{number}", source, amd64).cold())
+        limits.append(_limit(folder / f"limit-{number}", one[-1]))
     both = [Place(folder / f"both-{n}", source, bases).cold() for n in range(runs)]
     place = both[-1].place
     last = both[-1].built
@@ -87,7 +90,10 @@ def measure(folder: Path, runs: int, with_buildah: bool) -> dict[str, Any]:
         **_models(place, last),
         "same_digest": len({str(run.built.index.digest) for run in both}) == 1,
         **_sizes(place, last),
-        **_limit(folder, one[0].built),
+        **{f"limit_{part}_s": statistics.median(run[part] for run in limits) for part in limits[0]},
+        "cold_amd64_ratio_to_limit": statistics.median(
+            run.seconds / sum(limit.values()) for run, limit in zip(one, limits, strict=True)
+        ),
     }
     if with_buildah:
         result["buildah_pip"] = _buildah(folder, source, bases[AMD64])
@@ -210,39 +216,31 @@ def _uncompressed(layers: tuple[Layer, ...]) -> int:
     return sum(layer.size_bytes or 0 for layer in layers)
 
 
-def _limit(folder: Path, built: Built) -> dict[str, Any]:
-    """The same wheels by uv alone, and the same bytes by hash and compressor alone."""
-    environment = {**os.environ, "UV_CACHE_DIR": str(folder / "limit-uv")}
-    pins = {layer.what: layer.packages for layer in built.layers[AMD64] if layer.packages}
+def _limit(folder: Path, run: Run) -> dict[str, float]:
+    """Seconds that the same wheels take by uv alone, and the same bytes by hash and compressor alone."""
+    environment = {**os.environ, "UV_CACHE_DIR": str(folder / "uv")}
     configuration = PipConfiguration.from_pip(environment)
+    packed = [layer for layer in run.built.layers[AMD64] if layer.packages]
     begun = time.perf_counter()
-    for packages in pins.values():
-        lock = Lock.of("3.11", packages, platform=AMD64)
-        scratch = folder / "limit-wheels"
-        with wheels.laid_down(lock, scratch, configuration=configuration, environment=environment):
+    for layer in packed:
+        lock = Lock.of("3.11", layer.packages, platform=AMD64)
+        with wheels.laid_down(lock, folder / "wheels", configuration=configuration, environment=environment):
             pass
     download_s = time.perf_counter() - begun
-    layout = Layout(folder / "limit")
-    packing = 0.0
-    for layer in built.layers[AMD64]:
-        if layer.packages:
-            content = folder / "content"
-            blob = folder / "amd64-0" / "images" / "blobs" / "sha256" / layer.descriptor.digest[7:]
-            with blob.open("rb") as packed, content.open("wb") as plain:
-                decompressor = isal_zlib.decompressobj(31)
-                while part := packed.read(1 << 20):
-                    plain.write(decompressor.decompress(part))
-                plain.write(decompressor.flush())
-            entry = Entry.copy("/content", content)
-            _, seconds = timed(lambda: write_layer(layout, "limit", [entry]))  # noqa: B023
-            packing += seconds
-            content.unlink()
-    return {
-        "limit_amd64_s": download_s + packing,
-        "limit_download_s": download_s,
-        "limit_packing_s": packing,
-        "limit": "uv's download of the wheels into an empty cache, then their bytes hashed and compressed",
-    }
+    layout, packing_s = Layout(folder / "images"), 0.0
+    for layer in packed:
+        content = folder / "content"
+        blob = run.place.layout.path(layer.descriptor.digest)
+        with blob.open("rb") as source, content.open("wb") as plain:
+            decompressor = isal_zlib.decompressobj(31)
+            while part := source.read(1 << 20):
+                plain.write(decompressor.decompress(part))
+        entry = Entry.copy("/content", content)
+        begun = time.perf_counter()
+        write_layer(layout, "limit", [entry])
+        packing_s += time.perf_counter() - begun
+    shutil.rmtree(folder)
+    return {"download": download_s, "packing": packing_s}
 
 
 def _buildah(folder: Path, source: Layout, base: BaseImage) -> dict[str, Any]:
