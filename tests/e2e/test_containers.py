@@ -129,6 +129,19 @@ def test_what_is_killed_is_started_again_and_a_killed_manager_loses_nothing(
     assert not containers(engine, project)
 
 
+def test_an_engine_that_dies_and_comes_back_costs_no_project(user: User, engine: PrivateEngine) -> None:
+    project = user.flops("run", str(EXAMPLE), *MOCK, "--rounds", "60", "--detach", "--json").document["id"]
+    eventually(lambda: len(user.events(project, "round.finished")) >= 2)
+    engine.kill()
+    time.sleep(15)
+    assert user.flops("show", project, "--json").document["state"] == "training"
+    engine.start()
+    ended = user.flops("attach", project, "--json", timeout_s=400)
+    assert ended.lines[-1]["state"] == "finished", ended.lines[-1]["reason"]
+    assert ended.lines[-1]["rounds_done"] == 60
+    assert user.flops("rm", project).code == 0
+
+
 def test_a_worker_over_its_memory_limit_fails_its_project_in_words(user: User, engine: PrivateEngine) -> None:
     spec = json.dumps(
         {

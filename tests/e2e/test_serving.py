@@ -124,6 +124,18 @@ def test_an_undeployed_model_is_gone_and_can_be_deployed_again(
     assert ask(again.document["deployment"]["url"], request_file)
 
 
+def test_a_model_is_served_in_onnx_when_it_answers_alike(
+    user: User, served: dict[str, Any], request_file: Path
+) -> None:
+    project = served["id"]
+    before = user.flops("predict", project, "--data", str(request_file), "--json").document
+    converted = user.flops("deploy", project, "--onnx", "--json")
+    assert converted.code == 0, converted.stderr
+    assert converted.document["deployment"]["kind"] == "onnx"
+    after = user.flops("predict", project, "--data", str(request_file), "--json").document
+    assert after["predictions"] == before["predictions"]
+
+
 def test_an_extension_replaces_the_served_model(
     user: User, served: dict[str, Any], request_file: Path
 ) -> None:

@@ -11,7 +11,7 @@ import uv
 
 from flops.core.errors import InvalidInputError
 from flops.images import PipConfiguration
-from flops.serving import NotConvertedError, convert
+from flops.serving.onnx import NotConvertedError, convert
 from tests.serving.conftest import Serve, images, person
 
 pytestmark = [pytest.mark.network, pytest.mark.slow]

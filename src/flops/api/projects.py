@@ -80,8 +80,11 @@ def project_routes(manager: Manager) -> APIRouter:
         responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
         summary="Serve the newest model of a project; answers once it predicts",
     )
-    def deploy(project: str) -> Any:
-        return manager.deploy(project_id(project))
+    def deploy(
+        project: str,
+        onnx: Annotated[bool, Query(description="Converted to ONNX, if it then answers alike")] = False,
+    ) -> Any:
+        return manager.deploy(project_id(project), onnx=onnx)
 
     @routes.delete(
         "/{project}/deployment",

@@ -134,8 +134,9 @@ class ManagerClient:
 
     # served models
 
-    def deploy(self, project: str) -> dict[str, Any]:
-        return self._object("PUT", _path("projects", project, "deployment"), timeout=_LONG_TIMEOUT)
+    def deploy(self, project: str, *, onnx: bool = False) -> dict[str, Any]:
+        path = _path("projects", project, "deployment")
+        return self._object("PUT", path, params={"onnx": onnx}, timeout=_LONG_TIMEOUT)
 
     def undeploy(self, project: str) -> dict[str, Any]:
         return self._object("DELETE", _path("projects", project, "deployment"))

@@ -26,17 +26,26 @@ def register(app: typer.Typer) -> None:
     )(predict)
 
 
-def deploy(project: ProjectArgument, as_json: JsonFlag = False) -> None:
+def deploy(
+    project: ProjectArgument,
+    onnx: Annotated[
+        bool,
+        typer.Option("--onnx", help="Convert it first; only a conversion that answers alike is served."),
+    ] = False,
+    as_json: JsonFlag = False,
+) -> None:
     """Serve the model that a project trained last; returns once it predicts."""
     from flops.cli.session import manager
 
     with manager() as client:
-        found = client.deploy(project)
+        found = client.deploy(project, onnx=onnx)
     if as_json:
         print_json(found)
         return
     served = found["deployment"]
-    say((f"{clean(served['model'])}:{served['version']}", "bold"), f" is served at {clean(served['url'])}")
+    form = " in ONNX" if served["kind"] == "onnx" else ""
+    name = f"{clean(served['model'])}:{served['version']}"
+    say((name, "bold"), f" is served{form} at {clean(served['url'])}")
     say(("next     ", "default"), (f"flops predict {project} --data FILE", "cyan"))
 
 

@@ -37,6 +37,8 @@ AGENT = "agent"
 WORKER = "worker"
 MODEL = "model"
 """Serves a trained model; outlives the training."""
+ONNX = "onnx"
+"""The kind of a deployment, and the file that says where its converted model is."""
 _PROGRAMS = {AGGREGATOR: "flops.federation.aggregator", AGENT: "flops.agent", MODEL: "flops.serving"}
 _MODEL_RESTARTS = 1_000_000
 """A model is served for as long as its user wants it."""
@@ -219,11 +221,16 @@ class ProgramGround:
         name = model_service_name(project)
         port = self._ports.of(name, is_free=is_free)
         config = config_file(self._settings, project, MODEL)
+        python = str(results[EXPORT_ENVIRONMENT]["python"])
+        if deployment.kind == ONNX:
+            converted = json.loads(config_file(self._settings, project, ONNX).read_text(encoding="utf-8"))
+            folder, python = converted["folder"], converted["python"]
         ServingConfig(
             name=deployment.model,
             version=str(deployment.version),
+            kind="onnx" if deployment.kind == ONNX else "mlflow",
             model=folder,
-            python=str(results[EXPORT_ENVIRONMENT]["python"]),
+            python=python,
             port=port,
             log=str(paths.logs / f"{MODEL}.log"),
         ).write(config)
@@ -233,7 +240,7 @@ class ProgramGround:
             role=MODEL,
             project=project,
             # A version of its own: an orchestrator takes what has not changed for what it runs already.
-            environment={"FLOPS_MODEL": f"{deployment.model}/{deployment.version}"},
+            environment={"FLOPS_MODEL": f"{deployment.model}/{deployment.version}/{deployment.kind}"},
             directory=paths.folder,
             restart="on-failure",
             max_restarts=_MODEL_RESTARTS,

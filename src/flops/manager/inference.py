@@ -8,9 +8,10 @@ use the manager may use its models, wherever they run.
 import logging
 import threading
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from flops.core.errors import (
     ConflictError,
     FailedError,
     FlopsError,
+    InvalidInputError,
     NotFoundError,
     UnavailableError,
 )
@@ -49,11 +51,27 @@ class Answer:
     body: bytes
 
 
-class Inference:
-    """All served models. Safe from any thread."""
+Convert = Callable[[ProjectId, Path], None]
+"""Turns the model in a folder into ONNX, and keeps what `Ground.model` needs to serve that."""
 
-    def __init__(self, store: Store, orchestrator: Orchestrator, ground: Ground, clock: Clock) -> None:
+
+class Inference:
+    """All served models. Safe from any thread.
+
+    Args:
+        convert: None: models are served as they are only.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        orchestrator: Orchestrator,
+        ground: Ground,
+        clock: Clock,
+        convert: Convert | None = None,
+    ) -> None:
         self._store = store
+        self._convert = convert
         self._orchestrator = orchestrator
         self._ground = ground
         self._clock = clock
@@ -62,17 +80,22 @@ class Inference:
         # trust_env: a proxy that is set for the internet must not get what is predicted here
         self._http = httpx.Client(trust_env=False, timeout=_PREDICT_TIMEOUT)
 
-    def deploy(self, project: ProjectId, cancellation: Cancellation | None = None) -> dict[str, Any]:
+    def deploy(
+        self, project: ProjectId, cancellation: Cancellation | None = None, *, onnx: bool = False
+    ) -> dict[str, Any]:
         """Serve the project's newest model; answers once it predicts. An older one is replaced.
 
+        Args:
+            onnx: converted, once the converted model has answered as the original does.
         Raises:
+            InvalidInputError: this orchestrator serves no converted models.
             ConflictError: the project has no model that can be served.
             FailedError: the server ended, or does not get ready; nothing is served then.
             Cancelled: in the same way.
         """
         given_up = cancellation or self._closed
         with self._turns[project]:
-            deployment, service = self._wanted(project)
+            deployment, service = self._wanted(project, onnx=onnx)
             self._store.set_deployment(deployment)
             try:
                 self._start(deployment, replaces=True)
@@ -165,14 +188,20 @@ class Inference:
         self._closed.cancel()
         self._http.close()
 
-    def _wanted(self, project: ProjectId) -> tuple[Deployment, ServiceName]:
+    def _wanted(self, project: ProjectId, *, onnx: bool) -> tuple[Deployment, ServiceName]:
         model = self._model(project)
+        if onnx:
+            if self._convert is None or self._orchestrator.runs_images:
+                raise InvalidInputError(
+                    "converted models are served by the orchestrator 'process' only - deploy without ONNX"
+                )
+            self._convert(project, Path(str(model.folder)))
         image = self._store.steps(project).get(MODEL_IMAGE, {}).get("image")
         deployment = Deployment(
             project,
             model=model.name,
             version=model.version,
-            kind="mlflow",
+            kind="onnx" if onnx else "mlflow",
             image=image if self._orchestrator.runs_images else None,
             created=self._clock.now(),
         )

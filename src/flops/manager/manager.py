@@ -21,6 +21,7 @@ from flops.core.errors import (
     InvalidInputError,
     NotFoundError,
     UnauthorizedError,
+    UnavailableError,
 )
 from flops.core.events import Event, EventKind
 from flops.core.ids import ProjectId, ServiceName, new_project_id
@@ -31,13 +32,13 @@ from flops.manager import choosing, deployment, orchestrators, packaging
 from flops.manager.broadcast import Broadcast
 from flops.manager.cancellation import Cancellation, Places
 from flops.manager.database import open_database
-from flops.manager.grounds import Ground, ImageGround, ProgramGround
+from flops.manager.grounds import ONNX, Ground, ImageGround, ProgramGround, config_file
 from flops.manager.image_builds import ImageBuilds
 from flops.manager.inference import Answer, Inference
 from flops.manager.lifecycle import Surroundings
 from flops.manager.nodes import Nodes
 from flops.manager.orchestrators import open_programs
-from flops.manager.paths import ProjectPaths
+from flops.manager.paths import ProjectPaths, write_private_json
 from flops.manager.reconciler import SOON_S, Reconciler
 from flops.manager.reports import Report
 from flops.manager.sources import SOURCES
@@ -112,7 +113,7 @@ class Manager:
         self._support = Support(settings, self._programs, data=self._nodes is None)
         self._spool = Spool(settings.spool_dir)
         self._tracker = Tracker(self._spool, self._store)
-        self._inference = Inference(self._store, self._orchestrator, self._ground, self._clock)
+        self._inference = Inference(self._store, self._orchestrator, self._ground, self._clock, self._convert)
         self._reconciler = Reconciler(
             Surroundings(
                 settings=settings,
@@ -371,10 +372,10 @@ class Manager:
 
     # served models
 
-    def deploy(self, project: ProjectId) -> dict[str, Any]:
+    def deploy(self, project: ProjectId, *, onnx: bool = False) -> dict[str, Any]:
         """Serve the newest model of a project; see `Inference.deploy`."""
         self._store.project(project)
-        self._inference.deploy(project)
+        self._inference.deploy(project, onnx=onnx)
         return self.project(project)
 
     def undeploy(self, project: ProjectId) -> dict[str, Any]:
@@ -471,9 +472,11 @@ class Manager:
         """Stop the manager's own services; nothing of this FLOPS_HOME runs afterwards but the manager.
 
         Args:
-            force: stop projects that are not at rest, instead of refusing.
+            force: stop projects that are not at rest, instead of refusing; leave an orchestrator alone that
+                is away.
         Raises:
             ConflictError: projects are not at rest.
+            UnavailableError: the orchestrator is away.
         """
         active = [row for row in self._store.projects() if not row.resting]
         if active and not force:
@@ -487,9 +490,14 @@ class Manager:
                 self.stop(row.id)
         for project in self._store.unsettled():  # also those that have just failed
             self._reconciler.wait_settled(project, STOP_TIMEOUT_S)
-        self._inference.stop_all()
-        if self._nodes is not None:
-            self._nodes.stop()
+        try:
+            self._inference.stop_all()
+            if self._nodes is not None:
+                self._nodes.stop()
+        except UnavailableError as error:
+            if not force:
+                raise
+            log.warning("services of the orchestrator are left as they are: %s", error)
         self._support.stop()
 
     def active(self) -> bool:
@@ -528,6 +536,21 @@ class Manager:
             yield process
         finally:
             process.close()
+
+    def _convert(self, project: ProjectId, model: Path) -> None:
+        paths = ProjectPaths.of(self.settings, project)
+        request = {
+            "home": str(self.settings.home),
+            "project": project,
+            "spec": deployment.read_spec(self.settings, project),
+            "results": self._store.steps(project),
+            "arguments": {"model": str(model), "target": str(paths.folder / ONNX)},
+        }
+        with self._one_step_process() as process:
+            made = process.run(
+                ONNX, request, lambda message: log.info("%s: %s", project, message), self._closing
+            )
+        write_private_json(config_file(self.settings, project, ONNX), made)
 
     def _ensure_support(self) -> None:
         self._support.ensure()

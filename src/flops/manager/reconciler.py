@@ -8,9 +8,11 @@ else commits it and wakes the thread, after setting the cancellation where a ste
 import logging
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 from flops.core.disk import DiskFullError, disk_full, is_full
 from flops.core.errors import FlopsError, UnavailableError
+from flops.core.events import EventKind
 from flops.core.ids import ProjectId
 from flops.manager.cancellation import Cancellation, Cancelled
 from flops.manager.lifecycle import Lifecycle, Surroundings
@@ -23,6 +25,9 @@ log = logging.getLogger(__name__)
 TICK_S = 5.0
 SOON_S = 0.5
 _RETRIES = 5
+AWAY_S = 600.0
+"""How long what runs may be out of reach."""
+_WAITS = frozenset({State.DEPLOYING, State.TRAINING, State.PACKAGING})
 
 
 class Reconciler:
@@ -116,6 +121,7 @@ class _Task:
         self._closed = False
         self._lifecycle = Lifecycle(surroundings, project, self.cancellation, self.wake)
         self._failures = 0
+        self._away_since = 0.0
         self._failed_before: set[State] = set()
         self._thread = threading.Thread(target=self._run, name=project, daemon=True)
 
@@ -172,9 +178,8 @@ class _Task:
         except DiskFullError:
             raise
         except UnavailableError as error:
-            self._failures += 1
             log.warning("project %s: %s", self._project, error)
-            if self._failures < _RETRIES:
+            if self._has_patience(error):
                 return min(0.2 * 2.0**self._failures, TICK_S)
             return self._fail(str(error))
         except FlopsError as error:
@@ -188,6 +193,24 @@ class _Task:
             )
         self._failures = 0
         return 0.0 if more else TICK_S
+
+    def _has_patience(self, error: UnavailableError) -> bool:
+        """A few attempts; once a project is beyond its preparation, `AWAY_S`: an engine that is started
+        again, or a node that comes back, has lost nothing.
+        """
+        now = self._all.clock.monotonic()
+        self._failures += 1
+        if self._failures == 1:
+            self._away_since = now
+        if self._failures < _RETRIES:
+            return True
+        if self._all.store.project(self._project).state not in _WAITS:
+            return False
+        if self._failures == _RETRIES:
+            message = f"{error}; the project goes on when that is over, within {AWAY_S / 60:g} minutes"
+            with suppress(Superseded):
+                self._all.store.add_event(self._project, EventKind.WARNING, {"message": message})
+        return now - self._away_since < AWAY_S
 
     def _fail(self, reason: str) -> float:
         log.warning("project %s: %s", self._project, reason)

@@ -18,6 +18,7 @@ from flops.core.ids import ProjectId
 from flops.core.settings import Settings
 from flops.core.spec import ClustersSpec, ProjectSpec, spec_from_mapping
 from flops.manager import choosing, clustering, image_steps
+from flops.manager.grounds import ONNX
 from flops.manager.paths import ProjectPaths, data_token_file
 from flops.manager.sources import SOURCES, Source, Sources
 from flops.manager.states import CLUSTERS, DATA, IMAGES, MODEL_IMAGE
@@ -289,6 +290,24 @@ def export(work: Work) -> dict[str, Any]:
     }
 
 
+def onnx(work: Work) -> dict[str, Any]:
+    """The registered model in ONNX, once it has answered as the original does."""
+    from flops.serving.onnx import CONVERSION_REQUIREMENTS, convert
+
+    target = Path(work.arguments["target"])
+    if target.exists():  # of an attempt that was cut off, or of an earlier version
+        shutil.rmtree(target)
+    made = _environment(work, extra=(*export_extra(work), *CONVERSION_REQUIREMENTS))
+    work.progress("converting the model, and comparing the outcome with it")
+    found = convert(Path(work.arguments["model"]), target, python=Path(made["python"]))
+    return {
+        "folder": str(found.folder),
+        "python": made["python"],
+        "rows": found.rows,
+        "largest_difference": found.largest_difference,
+    }
+
+
 def data_put(settings: Settings, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Put one Parquet file as a fragment."""
     from flops.data import read_table
@@ -346,6 +365,7 @@ PROJECT_STEPS: dict[str, Callable[[Work], dict[str, Any]]] = {
     "export": export,
     IMAGES: image_steps.images,
     MODEL_IMAGE: image_steps.model_image,
+    ONNX: onnx,
 }
 OWN_STEPS: dict[str, Callable[[Settings, Mapping[str, Any], Progress], dict[str, Any]]] = {
     **image_steps.IMAGE_STEPS,

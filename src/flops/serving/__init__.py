@@ -7,15 +7,11 @@ from the model's process is ever unpickled or run here; when told to end, what w
 """
 
 from flops.serving.config import Batching, Limits, ServingConfig, ServingTls, serving_command
-from flops.serving.onnx import Conversion, NotConvertedError, convert
 
 __all__ = [
     "Batching",
-    "Conversion",
     "Limits",
-    "NotConvertedError",
     "ServingConfig",
     "ServingTls",
-    "convert",
     "serving_command",
 ]
