@@ -1,5 +1,6 @@
 """The route where services report, over a real Unix socket."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -62,3 +63,36 @@ def test_a_report_that_is_none_is_refused(socket_client: httpx.Client, project: 
 
 def test_reports_are_not_served_to_the_network(client: httpx.Client, project: str) -> None:
     assert post(client, project, "right", REPORT).status_code == 404
+
+
+def put_model(client: httpx.Client, project: str, token: str, content: bytes, sha256: str) -> httpx.Response:
+    return client.put(
+        f"/internal/v1/projects/{project}/model",
+        content=content,
+        headers={"Authorization": f"Bearer {token}", "X-FLOps-SHA256": sha256},
+    )
+
+
+def test_a_trained_model_arrives_whole_from_its_own_project_or_not_at_all(
+    socket_client: httpx.Client, manager: "ManagerProcess", project: str
+) -> None:
+    model = os.urandom(3 << 20)
+    sha256 = hashlib.sha256(model).hexdigest()
+    folder = manager.home / "projects" / project / "uploads"
+    assert put_model(socket_client, project, "wrong", model, sha256).status_code == 401
+    for false in ("0" * 64, "../../x", ""):
+        assert put_model(socket_client, project, "right", model, false).status_code == 422
+    assert not folder.exists() or not list(folder.iterdir())
+    for _ in range(2):
+        answer = put_model(socket_client, project, "right", model, sha256)
+        assert (answer.status_code, answer.json()) == (201, {"sha256": sha256})
+    (arrived,) = folder.iterdir()
+    assert arrived.read_bytes() == model
+    better = model[::-1]
+    put_model(socket_client, project, "right", better, hashlib.sha256(better).hexdigest())
+    (arrived,) = folder.iterdir()
+    assert arrived.read_bytes() == better
+
+
+def test_a_model_is_not_taken_from_the_network(client: httpx.Client, project: str) -> None:
+    assert put_model(client, project, "right", b"x", "0" * 64).status_code in (404, 405)
