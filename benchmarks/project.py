@@ -5,6 +5,10 @@ Warm: the same command again. The limit beside it is what no platform can avoid:
 once in the finished environment without any federation.
 
     python -m benchmarks.project --json -
+
+With ``--orchestrator docker`` every service is a container, of the engine at DOCKER_HOST or of one that is
+started for it (as root), and the model is built into an image and served: base image, images, image registry
+and all from nothing.
 """
 
 import argparse
@@ -15,10 +19,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from tests.engines import private_engine
 
 REPOSITORY = Path(__file__).resolve().parents[1] / "examples" / "mnist-sklearn"
 FLOPS = str(Path(sys.executable).with_name("flops"))
@@ -30,18 +37,25 @@ REFERENCE_S = 786.0
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.project", description=__doc__.split("\n")[0])
     parser.add_argument("--warm-runs", type=int, default=3)
+    parser.add_argument("--orchestrator", choices=("process", "docker"), default="process")
+    parser.add_argument("--deploy", action="store_true", help="build an image of the model and serve it")
     report.add_json_option(parser)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="flops-bench-") as name:
-        folder = Path(name)
+    containers = options.orchestrator == "docker"
+    more = ["--deploy"] if options.deploy or containers else []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flops-bench-")))
         environment = {
             **os.environ,
             "FLOPS_HOME": str(folder / "home"),
             "UV_CACHE_DIR": str(folder / "uv-cache"),
+            "FLOPS_ORCHESTRATOR": options.orchestrator,
         }
+        if containers and "DOCKER_HOST" not in environment:
+            environment["DOCKER_HOST"] = stack.enter_context(private_engine(bridge=True)).url
         try:
-            cold = run(environment)
-            warm = [run(environment) for _ in range(options.warm_runs)]
+            cold = run(environment, more)
+            warm = [run(environment, more) for _ in range(options.warm_runs)]
         finally:
             subprocess.run([FLOPS, "down", "--force"], env=environment, check=False, capture_output=True)
     warm.sort(key=lambda one: float(one["seconds"]))
@@ -49,6 +63,8 @@ def main() -> None:
     report.write(
         {
             "benchmark": "project",
+            "orchestrator": options.orchestrator,
+            "served": bool(more),
             "learners": LEARNERS,
             "rounds": ROUNDS,
             "cold_s": cold["seconds"],
@@ -65,7 +81,7 @@ def main() -> None:
     )
 
 
-def run(environment: dict[str, str]) -> dict[str, Any]:
+def run(environment: dict[str, str], more: Sequence[str]) -> dict[str, Any]:
     """One project through the command line; fails when it does not end with a registered model."""
     start = time.perf_counter()
     result = subprocess.run(
@@ -80,6 +96,7 @@ def run(environment: dict[str, str]) -> dict[str, Any]:
             "--rounds",
             str(ROUNDS),
             "--json",
+            *more,
         ],
         env=environment,
         stdout=subprocess.PIPE,
@@ -93,6 +110,8 @@ def run(environment: dict[str, str]) -> dict[str, Any]:
     project = project or json.loads(result.stdout)
     if not project["model"]:
         raise SystemExit(f"project {project['id']} registered no model")
+    if more and not project["deployment"]:
+        raise SystemExit(f"the model of project {project['id']} is not served")
     listed = subprocess.run(
         [FLOPS, "events", project["id"], "--json"],
         env=environment,
