@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.swarms import PrivateSwarm, can_run_swarms, private_swarm
@@ -67,6 +68,10 @@ def test_learners_run_where_their_data_lie_and_outlive_a_lost_node(user: User, s
     assert ended["state"] == "finished", ended["reason"]
     assert ended["rounds_done"] == 40
     assert ended["deployment"], user.events(project, "warning")
+    url = ended["deployment"]["url"]
+    assert url.startswith("https://")
+    stranger = httpx.post(f"{url}/invocations", json={"inputs": []}, verify=False, trust_env=False)
+    assert stranger.status_code == 401
     name, version = ended["model"]["name"], ended["model"]["version"]
     folder = user.home / "taken"
     assert user.flops("model", "get", f"{name}:{version}", "--out", str(folder)).code == 0

@@ -22,12 +22,12 @@ from flops.core.settings import Settings
 from flops.core.spec import ProjectSpec
 from flops.federation import ReportTo
 from flops.federation.config import Tls
-from flops.manager.paths import ProjectPaths, write_private
+from flops.manager.paths import ProjectPaths, read_or_make_token, write_private
 from flops.manager.ports import Ports
 from flops.manager.rows import Deployment, Learner, Service
 from flops.manager.states import EXPORT_ENVIRONMENT
 from flops.orchestration import SECRETS, File, Node, Orchestrator, ServiceSpec, Volume
-from flops.serving.config import ServingConfig, serving_command
+from flops.serving.config import ServingConfig, ServingTls, serving_command
 
 if TYPE_CHECKING:
     from flops.manager.authority import Authority
@@ -50,13 +50,12 @@ USER_PYTHON = "/opt/user/bin/python"
 _CODE = "/code"
 _INITIAL_MODEL = "/model/initial.safetensors"
 _MODEL = "/model"
-_MODEL_PORT = 8080
 _STATE = "/var/lib/flops"
 _SEAT = "/run/flops/seat"
 DATA_RUN = "/run/flops/data"
 DATA_SOCKET = f"{DATA_RUN}/data.sock"
 DATA_RUN_VOLUME = "flops-data-run"
-_CA, _CERTIFICATE, _KEY = "ca.pem", "cert.pem", "key.pem"
+_CA, _CERTIFICATE, _KEY, _TOKEN = "ca.pem", "cert.pem", "key.pem", "token"
 AUTHORITY_FILE = f"{SECRETS}/{_CA}"
 
 
@@ -69,6 +68,23 @@ class Quarters:
     state_dir: str
     report: ReportTo
     tls: Tls | None = None
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a served model is spoken to.
+
+    Args:
+        ca: PEM text of the authority of its certificate; None: it speaks plain HTTP.
+        token: that it wants to see; None: none.
+    """
+
+    ca: str | None = None
+    token: str | None = None
+
+    @property
+    def scheme(self) -> str:
+        return "http" if self.ca is None else "https"
 
 
 class Ground(Protocol):
@@ -115,6 +131,10 @@ class Ground(Protocol):
         Args:
             folder: of the model on this machine.
         """
+        ...
+
+    def access(self, project: ProjectId) -> Access:
+        """How the project's served model is spoken to."""
         ...
 
     def release(self, project: ProjectId) -> None:
@@ -248,6 +268,9 @@ class ProgramGround:
             publish=True,
         )
 
+    def access(self, project: ProjectId) -> Access:
+        return Access()
+
     def release(self, project: ProjectId) -> None:
         self._ports.release(project)
 
@@ -266,6 +289,8 @@ class ImageGround:
         self._orchestrator = orchestrator
         self._authority = authority
         self._reports = reports
+        # One engine publishes on loopback; services of a swarm are on the networks of their nodes.
+        self._beyond = settings.orchestrator == "swarm"
         self._ports = Ports(settings.home / "ports.json")
 
     def aggregator(self, project: ProjectId, number: int | None, token: str) -> Quarters:
@@ -352,27 +377,44 @@ class ImageGround:
     def model(
         self, deployment: Deployment, folder: str, results: Mapping[str, Mapping[str, Any]]
     ) -> ServiceSpec:
-        config = config_file(self._settings, deployment.project, MODEL)
+        project = deployment.project
+        config = config_file(self._settings, project, MODEL)
+        name = model_service_name(project)
+        node = self._home_node() if self._beyond else None
+        port = self._ports.of(name)
         ServingConfig(
             name=deployment.model,
             version=str(deployment.version),
             model=_MODEL,
             python=USER_PYTHON,
-            host="0.0.0.0",  # noqa: S104  # of a container's own network; published on loopback only
-            port=_MODEL_PORT,
+            host="0.0.0.0",  # noqa: S104  # of a container, or with TLS and a token
+            port=port,
+            token_file=f"{SECRETS}/{_TOKEN}" if node is not None else None,
+            tls=ServingTls(cert=f"{SECRETS}/{_CERTIFICATE}", key=f"{SECRETS}/{_KEY}") if node else None,
         ).write(config)
+        files = [File("config.json", config.read_bytes())]
+        if node is not None:
+            files.append(File(_TOKEN, str(self.access(project).token).encode()))
+            files.extend(self._certificate_files(project, name, node.address))
         return ServiceSpec(
-            name=model_service_name(deployment.project),
+            name=name,
             command=_command(MODEL),
             role=MODEL,
-            project=deployment.project,
+            project=project,
             image=deployment.image,
-            files=(File("config.json", config.read_bytes()),),
+            files=tuple(files),
+            node=node.name if node is not None else None,
             restart="on-failure",
             max_restarts=_MODEL_RESTARTS,
-            port=_MODEL_PORT,
+            port=port,
             publish=True,
         )
+
+    def access(self, project: ProjectId) -> Access:
+        if not self._beyond:
+            return Access()
+        token = read_or_make_token(ProjectPaths.of(self._settings, project).config / "model.token")
+        return Access(self._authority.certificate, token)
 
     def release(self, project: ProjectId) -> None:
         self._ports.release(project)
@@ -384,12 +426,14 @@ class ImageGround:
         )
 
     def _certificates(self, project: ProjectId, number: int | None) -> tuple[File, ...]:
-        """An aggregator's certificate: issued once, since a specification must not change by itself."""
+        host = self._address(project, number).rpartition(":")[0].strip("[]")
+        return self._certificate_files(project, aggregator_name(project, number), host)
+
+    def _certificate_files(self, project: ProjectId, name: str, host: str) -> tuple[File, ...]:
+        """A service's certificate: issued once, since a specification must not change by itself."""
         folder = ProjectPaths.of(self._settings, project).config
-        name = aggregator_name(project, number)
         path = folder / f"{name.removeprefix(f'{project}-')}.certificate.json"
         if not path.exists():
-            host = self._address(project, number).rpartition(":")[0].strip("[]")
             issued = self._authority.issue(name, [host])
             write_private(path, json.dumps(asdict(issued)))
         issued_before = json.loads(path.read_text(encoding="utf-8"))

@@ -6,6 +6,7 @@ use the manager may use its models, wherever they run.
 """
 
 import logging
+import ssl
 import threading
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -27,7 +28,7 @@ from flops.core.errors import (
 )
 from flops.core.ids import ProjectId, ServiceName
 from flops.manager.cancellation import Cancellation
-from flops.manager.grounds import Ground, model_service_name
+from flops.manager.grounds import Access, Ground, model_service_name
 from flops.manager.rows import Deployment, Model
 from flops.manager.states import EXPORT_ENVIRONMENT, MODEL_IMAGE
 from flops.manager.store import Store
@@ -77,8 +78,7 @@ class Inference:
         self._clock = clock
         self._turns: defaultdict[ProjectId, threading.Lock] = defaultdict(threading.Lock)
         self._closed = Cancellation()
-        # trust_env: a proxy that is set for the internet must not get what is predicted here
-        self._http = httpx.Client(trust_env=False, timeout=_PREDICT_TIMEOUT)
+        self._clients: dict[str | None, httpx.Client] = {}
 
     def deploy(
         self, project: ProjectId, cancellation: Cancellation | None = None, *, onnx: bool = False
@@ -99,7 +99,7 @@ class Inference:
             self._store.set_deployment(deployment)
             try:
                 self._start(deployment, replaces=True)
-                url = self._wait_until_ready(service, given_up)
+                url = self._wait_until_ready(project, service, given_up)
             except BaseException:
                 self._end(deployment)
                 raise
@@ -151,7 +151,7 @@ class Inference:
             "image": deployment.image,
             "state": status.state if status is not None else "pending",
             "reason": (status.reason if status is not None else "") or None,
-            "url": _url(status) if status is not None else None,
+            "url": _url(status, self._ground.access(project)) if status is not None else None,
         }
 
     def predict(self, project: ProjectId, content_type: str, body: bytes) -> Answer:
@@ -167,16 +167,18 @@ class Inference:
                 f"no model of project {project} is deployed - deploy it with 'flops deploy {project}'"
             )
         status = self._status(model_service_name(project))
-        url = _url(status) if status is not None else None
+        access = self._ground.access(project)
+        url = _url(status, access) if status is not None else None
         if status is None or url is None:
             why = status.reason if status is not None and status.reason else "it is not running"
             raise UnavailableError(
                 f"the model of project {project} cannot be reached: {why} - see 'flops logs {project}'"
             )
+        headers = {"Content-Type": content_type}
+        if access.token is not None:
+            headers["Authorization"] = f"Bearer {access.token}"
         try:
-            answer = self._http.post(
-                f"{url}/invocations", content=body, headers={"Content-Type": content_type}
-            )
+            answer = self._http(access).post(f"{url}/invocations", content=body, headers=headers)
         except httpx.HTTPError as error:
             raise UnavailableError(
                 f"the model of project {project} did not answer ({error}) - see 'flops logs {project}'"
@@ -186,7 +188,18 @@ class Inference:
     def close(self) -> None:
         """Give up deployments that are under way; what is served goes on."""
         self._closed.cancel()
-        self._http.close()
+        for client in self._clients.values():
+            client.close()
+
+    def _http(self, access: Access) -> httpx.Client:
+        client = self._clients.get(access.ca)
+        if client is None:
+            # Nobody is trusted but our own authority; there is nothing to verify where plain HTTP is spoken.
+            trusted = ssl.create_default_context(cadata=access.ca) if access.ca is not None else _no_tls()
+            # trust_env: a proxy that is set for the internet must not get what is predicted here
+            fresh = httpx.Client(trust_env=False, timeout=_PREDICT_TIMEOUT, verify=trusted)
+            client = self._clients.setdefault(access.ca, fresh)
+        return client
 
     def _wanted(self, project: ProjectId, *, onnx: bool) -> tuple[Deployment, ServiceName]:
         model = self._model(project)
@@ -238,8 +251,9 @@ class Inference:
             self._orchestrator.stop(spec.name, _STOP_GRACE_S)
             self._orchestrator.deploy(spec)
 
-    def _wait_until_ready(self, service: ServiceName, given_up: Cancellation) -> str:
+    def _wait_until_ready(self, project: ProjectId, service: ServiceName, given_up: Cancellation) -> str:
         deadline = self._clock.monotonic() + READY_TIMEOUT_S
+        access = self._ground.access(project)
         woken = threading.Event()
         with given_up.calling(woken.set):
             while self._clock.monotonic() < deadline:
@@ -247,8 +261,8 @@ class Inference:
                 status = self._status(service)
                 if status is None or not status.live:
                     break
-                url = _url(status)
-                if url is not None and self._is_healthy(url):
+                url = _url(status, access)
+                if url is not None and self._is_healthy(url, access):
                     return url
                 if status.restarts:
                     break
@@ -258,9 +272,9 @@ class Inference:
         how = status.reason if status is not None and status.reason else "it did not get ready in time"
         raise FailedError(f"the model cannot be served: {how}" + (f": {lines[-1]}" if lines else ""))
 
-    def _is_healthy(self, url: str) -> bool:
+    def _is_healthy(self, url: str, access: Access) -> bool:
         try:
-            return self._http.get(f"{url}/health", timeout=2.0).is_success
+            return self._http(access).get(f"{url}/health", timeout=2.0).is_success
         except httpx.HTTPError:
             return False
 
@@ -278,5 +292,10 @@ class Inference:
         return next((one for one in self._orchestrator.list(project) if one.name == service), None)
 
 
-def _url(status: ServiceStatus) -> str | None:
-    return f"http://{status.endpoint}" if status.endpoint is not None else None
+def _url(status: ServiceStatus, access: Access) -> str | None:
+    return f"{access.scheme}://{status.endpoint}" if status.endpoint is not None else None
+
+
+def _no_tls() -> ssl.SSLContext:
+    """Trusts nobody, and reads none of the system's certificates, which takes a while."""
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
