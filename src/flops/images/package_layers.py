@@ -10,8 +10,10 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from flops.core.errors import FailedError
@@ -55,6 +57,15 @@ class PackageSet:
 
 
 @dataclass(frozen=True)
+class _LaidDown:
+    packages: wheels.Packages
+    site: Path
+    """The folder that they lie in."""
+    shared: Mapping[str, str]
+    """The libraries of the packages beside."""
+
+
+@dataclass(frozen=True)
 class Tools:
     """What layers are made with."""
 
@@ -84,45 +95,45 @@ class Tools:
             FailedError: uv failed otherwise, or ``cancel`` was set.
             DiskFullError: no space is left.
         """
-        with ExitStack() as stack:
-            opened: list[tuple[wheels.Packages, Path]] = []
+        with ExitStack() as stack, ThreadPoolExecutor(2, thread_name_prefix="pack") as pool:
+            opened: list[_LaidDown] = []
+            opening = threading.Lock()
 
-            def laid_down() -> tuple[wheels.Packages, Path]:
-                if not opened:  # once for both layers, and only if one of them is not there
-                    opened.append(stack.enter_context(self._laid_down(wanted)))
-                return opened[0]
+            def laid_down() -> _LaidDown:
+                with opening:
+                    if not opened:  # once for both layers, and only if one of them is not there
+                        opened.append(stack.enter_context(self._laid_down(wanted)))
+                    return opened[0]
 
             inputs = wanted.inputs()
-            layers = [self.remembered(wanted.what, inputs, lambda: self._pack(wanted, laid_down))]
+            pack = partial(self._pack, wanted, laid_down)
+            layers = [pool.submit(self.remembered, wanted.what, inputs, pack)]
             if wanted.modules and wanted.lock.packages and compiled.can_compile(wanted.lock.python):
-                inputs |= {
+                inputs = inputs | {
                     "modules": " ".join(wanted.modules),
                     "magic": compiled.MAGIC,
                     "form": compiled.FORM,
                     "shared": "",
                 }
                 what = f"{wanted.what}-compiled"
-                layers.append(self.remembered(what, inputs, lambda: self._compile(what, wanted, laid_down)))
-            return layers
+                compile_ = partial(self._compile, what, wanted, laid_down)
+                layers.append(pool.submit(self.remembered, what, inputs, compile_))
+            return [layer.result() for layer in layers]
 
-    def _pack(self, wanted: PackageSet, laid_down: Callable[[], tuple[wheels.Packages, Path]]) -> Layer:
-        # First, because what both need is then there already.
-        shared = self._libraries(wanted.beside) if wanted.inputs()["shared"] and wanted.beside else {}
-        packages, _ = laid_down()
-        lock = wanted.lock
+    def _pack(self, wanted: PackageSet, laid_down: Callable[[], "_LaidDown"]) -> Layer:
+        found, lock = laid_down(), wanted.lock
         self._tell(f"packing {len(lock.packages)} packages for {lock.platform} ({wanted.what})")
         other = wanted.beside.place if wanted.beside else ""
-        entries = packages.entries(wanted.place, lock.python, shared, other)
+        entries = found.packages.entries(wanted.place, lock.python, found.shared, other)
         return self.write(wanted.what, entries, lock.packages)
 
-    def _compile(
-        self, what: str, wanted: PackageSet, laid_down: Callable[[], tuple[wheels.Packages, Path]]
-    ) -> Layer:
-        packages, site = laid_down()
+    def _compile(self, what: str, wanted: PackageSet, laid_down: Callable[[], "_LaidDown"]) -> Layer:
+        found = laid_down()
+        site = found.site
         read = {str(path.relative_to(site)) for path in bytecode.imported(site, wanted.modules)}
         entries = compiled.entries(
             site,
-            [name for name in packages.sources() if name in read],
+            [name for name in found.packages.sources() if name in read],
             wheels.site_packages(wanted.place, wanted.lock.python),
             self.cache / "compiled",
             environment=self.environment,
@@ -136,12 +147,14 @@ class Tools:
         with _locked(note.with_suffix(".lock")):
             known = _read(note)
         if known is None:
-            with self._laid_down(wanted) as (packages, _):
-                known = packages.libraries()
+            with self._laid_down(wanted) as found:
+                known = found.packages.libraries()
         return known
 
     @contextmanager
-    def _laid_down(self, wanted: PackageSet) -> Iterator[tuple[wheels.Packages, Path]]:
+    def _laid_down(self, wanted: PackageSet) -> Iterator["_LaidDown"]:
+        # First, because what both need is then there already.
+        shared = self._libraries(wanted.beside) if wanted.beside and wanted.inputs()["shared"] else {}
         note = self._note(wanted)
         with ExitStack() as stack:
             with _locked(note.with_suffix(".lock")):
@@ -157,7 +170,7 @@ class Tools:
                 )
                 packages = wheels.Packages(site, wanted.unused)
                 write_atomically(note, json.dumps(packages.libraries(), indent=1, sort_keys=True) + "\n")
-            yield packages, site
+            yield _LaidDown(packages, site, shared)
 
     def _note(self, wanted: PackageSet) -> Path:
         """Where the libraries of some packages are noted."""

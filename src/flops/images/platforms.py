@@ -17,6 +17,7 @@ from flops.images import clashes, uv
 from flops.images.locks import Lock, LockStore, request_key
 from flops.images.pip_configuration import PipConfiguration
 from flops.images.resolution import Resolution
+from flops.images.undeclared import foreseen
 
 # glibc 2.28: Debian 10, RHEL 8 and everything since; no wheel of today asks for more.
 _UV_NAMES = {"linux/amd64": "x86_64-manylinux_2_28", "linux/arm64": "aarch64-manylinux_2_28"}
@@ -116,8 +117,9 @@ def _lock(
     wanted = [*kept, *packages]
     # As constraints, for what uv takes as preferences it wrongly refuses where wheels of platforms differ:
     # "numpy==1.26.4 has no wheels with a matching platform tag" while it has them (uv 0.13.9).
-    pins = work.pins(wanted, target, wheels_only=True, constraints=preferred)
-    if isinstance(pins, uv.Finished) and preferred:
+    constraints = [*preferred, *foreseen(wanted)]
+    pins = work.pins(wanted, target, wheels_only=True, constraints=constraints)
+    if isinstance(pins, uv.Finished) and constraints:
         pins = work.pins(wanted, target, wheels_only=True)
     warnings: list[str] = []
     if isinstance(pins, uv.Finished) and kept:

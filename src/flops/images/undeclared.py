@@ -34,15 +34,7 @@ BOUNDS = (
 
 def broken_bounds(pins: Sequence[str]) -> list[Bound]:
     """The bounds that a set of pins (``name==version``) breaks."""
-    versions: dict[str, str] = {}
-    for pin in pins:
-        try:
-            requirement = Requirement(pin)
-        except InvalidRequirement:
-            continue
-        for specifier in requirement.specifier:
-            if specifier.operator in ("==", "==="):
-                versions[canonicalize_name(requirement.name)] = specifier.version
+    versions = _pinned(pins)
     return [
         bound
         for bound in BOUNDS
@@ -50,6 +42,31 @@ def broken_bounds(pins: Sequence[str]) -> list[Bound]:
         and bound.other in versions
         and not _contains(bound.needed, versions[bound.other])
     ]
+
+
+def foreseen(requirements: Sequence[str]) -> list[str]:
+    """Constraints that the pins among some requirements make likely to be needed: one resolution less."""
+    versions = _pinned(requirements)
+    return [
+        bound.constraint
+        for bound in BOUNDS
+        if _contains(bound.versions, versions.get(bound.package))
+        or (bound.other in versions and not _contains(bound.needed, versions[bound.other]))
+    ]
+
+
+def _pinned(requirements: Sequence[str]) -> dict[str, str]:
+    """Versions of what is pinned, by name."""
+    versions: dict[str, str] = {}
+    for text in requirements:
+        try:
+            requirement = Requirement(text)
+        except InvalidRequirement:
+            continue
+        for specifier in requirement.specifier:
+            if specifier.operator in ("==", "==="):
+                versions[canonicalize_name(requirement.name)] = specifier.version.removesuffix(".*")
+    return versions
 
 
 def _contains(specifiers: str, version: str | None) -> bool:
