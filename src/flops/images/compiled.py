@@ -9,6 +9,7 @@ object), on paths and on times. Here modules are marshalled in version 2, which 
 path, which the import system sets; and are not checked against their source (PEP 552).
 """
 
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -18,6 +19,7 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from flops.core.errors import FailedError
@@ -91,14 +93,30 @@ def entries(
         parent, _, module = f"{place}/{relative}".rpartition("/")
         target = f"{parent}/__pycache__/{module.removesuffix('.py')}.{tag}.pyc"
         found[target] = (path, name)
-    missing = {name: path for path, name in found.values() if not (folder / name).exists()}
+    with _alone(folder):  # platforms come at the same time, with the same modules
+        _fill(folder, found.values(), environment, cancel)
+    for target, (_, name) in found.items():
+        if (folder / name).exists():
+            yield Entry.copy(target, folder / name, 0o644)
+
+
+def _fill(
+    folder: Path,
+    wanted: Iterable[tuple[Path, str]],
+    environment: Mapping[str, str],
+    cancel: threading.Event | None,
+) -> None:
+    """Compile the sources whose compiled forms are not in the folder under their names."""
+    missing = {name: path for path, name in wanted if not (folder / name).exists()}
+    if not missing:
+        return
     with tempfile.TemporaryDirectory(dir=folder, prefix="making-") as making:
-        wanted = [[str(path), f"{making}/{name}"] for name, path in missing.items()]
-        processes = min(os.cpu_count() or 1, _MOST_PROCESSES, 1 + len(wanted) // _WORTH_A_PROCESS)
+        pairs = [[str(path), f"{making}/{name}"] for name, path in missing.items()]
+        processes = min(os.cpu_count() or 1, _MOST_PROCESSES, 1 + len(pairs) // _WORTH_A_PROCESS)
 
         def compile_part(number: int) -> None:
             listed = Path(making) / f"wanted-{number}.json"
-            listed.write_text(json.dumps(wanted[number::processes]), encoding="utf-8")
+            listed.write_text(json.dumps(pairs[number::processes]), encoding="utf-8")
             command = [sys.executable, "-I", "-S", "-B", "-c", _PROGRAM, str(listed)]
             variables = {**environment, "PYTHONHASHSEED": "0"}
             finished = uv.start(command, variables, _TIMEOUT_S, None, cancel)
@@ -107,13 +125,20 @@ def entries(
                     f"modules could not be compiled: {finished.stderr[-300:]} - install FLOps again"
                 )
 
-        if wanted:
-            with ThreadPoolExecutor(processes) as pool:
-                list(pool.map(compile_part, range(processes)))
+        with ThreadPoolExecutor(processes) as pool:
+            list(pool.map(compile_part, range(processes)))
         for name in missing:
             made = Path(making) / name
             if made.exists():
                 made.replace(folder / name)
-    for target, (_, name) in found.items():
-        if (folder / name).exists():
-            yield Entry.copy(target, folder / name, 0o644)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One at a time, among threads and processes."""
+    fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)

@@ -163,6 +163,7 @@ class Tools:
                         wanted.lock,
                         self.cache / "wheels",
                         configuration=self.configuration,
+                        known=note.exists(),
                         environment=self.environment,
                         progress=self.progress,
                         cancel=self.cancel,

@@ -66,6 +66,7 @@ def laid_down(
     scratch: Path,
     *,
     configuration: PipConfiguration,
+    known: bool = False,
     environment: Mapping[str, str] = os.environ,
     progress: uv.Progress | None = None,
     cancel: threading.Event | None = None,
@@ -74,6 +75,7 @@ def laid_down(
 
     Args:
         scratch: where the folder is made: on the file system of uv's cache it costs links and no copies.
+        known: this was laid down before: what is in uv's cache is tried first, with no index asked.
     Raises:
         UnavailableError: a package could not be fetched.
         InvalidInputError: a package has no wheel for the lock's platform any more.
@@ -104,9 +106,12 @@ def laid_down(
                     cancel=cancel,
                 )
 
-            finished = run(["--offline"], None)  # what is in uv's cache needs no index
-            if finished.returncode:
+            finished = run(["--offline"], None) if known else run([], progress)
+            if finished.returncode and known:
                 finished = run([], progress)
+            elif finished.network_failed:
+                offline = run(["--offline"], None)
+                finished = finished if offline.returncode else offline
             if finished.returncode:
                 raise uv.failure(finished, f"laying down the packages for {lock.platform}")
         yield target
