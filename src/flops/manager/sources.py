@@ -45,6 +45,8 @@ class Sources:
             for source in sources
         }
         self._known: dict[str, set[str]] | None = None
+        self.placed: dict[str, str] = {}
+        """The nodes of the fragments that were put, by their ids."""
 
     def list(self, tags: Iterable[str], site: str | None = None) -> "list[tuple[str, Fragment]]":
         """Fragments with any of the tags, each with its node."""
@@ -122,6 +124,7 @@ class Sources:
         self, node: str, table: "pa.Table", tags: Iterable[str], site: str, **options: Any
     ) -> "Fragment":
         fragment = self._clients[node].put(table, tags, site, **options)
+        self.placed[fragment.id] = node
         if self._known is not None:
             self._known[node].add(site)
         return fragment

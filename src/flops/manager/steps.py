@@ -345,11 +345,11 @@ def data_drop(settings: Settings, arguments: Mapping[str, Any], progress: Progre
 
 def data_mock(settings: Settings, arguments: Mapping[str, Any], progress: Progress) -> dict[str, Any]:
     """Partition a known data set over sites."""
-    made = {fragment.id for fragment in _mock(settings, **arguments, progress=progress)}
-    with _sources(settings, arguments) as sources:
-        found = sources.list(arguments["tags"])
     return {
-        "fragments": [{**fragment.to_json(), "node": node} for node, fragment in found if fragment.id in made]
+        "fragments": [
+            {**fragment.to_json(), "node": node}
+            for node, fragment in _mock(settings, **arguments, progress=progress)
+        ]
     }
 
 
@@ -450,9 +450,11 @@ def _sources(settings: Settings, arguments: Mapping[str, Any]) -> Sources:
     )
 
 
-def _mock(settings: Settings, *, progress: Progress, **arguments: Any) -> "list[Fragment]":
+def _mock(settings: Settings, *, progress: Progress, **arguments: Any) -> "list[tuple[str, Fragment]]":
+    """The fragments, each with its node."""
     from flops.data import mock
 
     with _sources(settings, arguments) as sources:
         arguments.pop(SOURCES, None)
-        return mock(sources, datasets_dir=settings.datasets_dir, progress=progress, **arguments)
+        made = mock(sources, datasets_dir=settings.datasets_dir, progress=progress, **arguments)
+        return [(sources.placed[fragment.id], fragment) for fragment in made]
