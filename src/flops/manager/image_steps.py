@@ -149,6 +149,16 @@ def learner_image(work: "Work", shop: Workshop) -> "Built":
     return shop.assembler.learner_image(bases, wanted.packages, code, about, python=wanted.python)
 
 
+def prepare_model_image(work: "Work") -> None:
+    """All of a model's image but the model: made while the training runs."""
+    from flops.manager.steps import export_extra, modules_of_serving
+
+    shop = Workshop(work.settings, work.arguments, work.progress)
+    shop.assembler.prepare_model_image(
+        learner_image(work, shop), extra=export_extra(work), modules=modules_of_serving(work)
+    )
+
+
 def model_image(work: "Work") -> dict[str, Any]:
     """The trained model with everything that serves it."""
     from flops.manager.steps import export_extra, modules_of_serving

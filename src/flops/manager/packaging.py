@@ -107,6 +107,8 @@ class Packaging:
 
     def _make_environment(self, request: dict[str, Any]) -> None:
         try:
+            if MODEL_IMAGE in post_training_steps(request["spec"].get("post_training_steps") or ()):
+                request["arguments"] = self._step_arguments(MODEL_IMAGE)
             self._run(EXPORT_ENVIRONMENT, request)
         except (Superseded, Cancelled):
             log.info("project %s: packaging was given up", self._project)

@@ -21,7 +21,7 @@ from flops.manager import choosing, clustering, image_steps
 from flops.manager.grounds import ONNX
 from flops.manager.paths import ProjectPaths, data_token_file
 from flops.manager.sources import SOURCES, Source, Sources
-from flops.manager.states import CLUSTERS, DATA, IMAGES, MODEL_IMAGE
+from flops.manager.states import CLUSTERS, DATA, IMAGES, MODEL_IMAGE, post_training_steps
 from flops.manager.step_process import Progress
 
 if TYPE_CHECKING:
@@ -255,7 +255,13 @@ def clusters(work: Work) -> dict[str, Any]:
 def export_environment(work: Work) -> dict[str, Any]:
     """The user's environment plus what writing a model in MLflow's format takes."""
     os.nice(10)  # learners start at the same time, and nobody waits for this yet
-    return _environment(work, extra=export_extra(work))
+    made = _environment(work, extra=export_extra(work))
+    if MODEL_IMAGE in post_training_steps(work.spec.post_training_steps):
+        try:
+            image_steps.prepare_model_image(work)
+        except FlopsError as error:  # the step that builds the image tells of it again
+            work.progress(f"the model's image cannot be prepared: {error}")
+    return made
 
 
 def export(work: Work) -> dict[str, Any]:
