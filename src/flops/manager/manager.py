@@ -186,7 +186,7 @@ class Manager:
     def project(self, project: ProjectId) -> dict[str, Any]:
         """Raises: NotFoundError: there is no such project."""
         row = self._store.project(project)
-        statuses: dict[str, ServiceStatus] = {one.name: one for one in self._orchestrator.list(project)}
+        statuses = self._statuses(project)
         return project_view(
             row,
             steps=self._store.steps(project),
@@ -503,6 +503,16 @@ class Manager:
     def active(self) -> bool:
         """Whether a project is neither at its end nor paused."""
         return any(not row.resting for row in self._store.projects())
+
+    def _statuses(self, project: ProjectId) -> dict[str, ServiceStatus]:
+        """What the orchestrator says of services; nothing while it is away, for what else is known of a project
+        can be told all the same.
+        """
+        try:
+            return {one.name: one for one in self._orchestrator.list(project)}
+        except UnavailableError as error:
+            log.info("project %s: %s", project, error)
+            return {}
 
     def _step_process(self, project: ProjectId) -> StepRunner:
         return StepProcess(ProjectPaths.of(self.settings, project).logs / "preparation.log")
