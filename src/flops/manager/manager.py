@@ -505,7 +505,7 @@ class Manager:
         return any(not row.resting for row in self._store.projects())
 
     def _statuses(self, project: ProjectId) -> dict[str, ServiceStatus]:
-        """What the orchestrator says of services; nothing while it is away: the rest can be told all the same."""
+        """What the orchestrator says of services; nothing while it is away."""
         try:
             return {one.name: one for one in self._orchestrator.list(project)}
         except UnavailableError as error:
