@@ -22,6 +22,7 @@ from flops.manager.grounds import ProgramGround
 from flops.manager.inference import Inference
 from flops.manager.lifecycle import Lifecycle, Surroundings
 from flops.manager.paths import ProjectPaths, data_token_file, read_or_make_token
+from flops.manager.ports import Ports
 from flops.manager.reports import Report
 from flops.manager.states import Observation, State
 from flops.manager.store import Store, Superseded
@@ -104,7 +105,7 @@ class World:
         self.store = Store(open_database(self.settings.database), clock, self.fuse)
         self.tracker = Tracker(self.spool, self.store)
         self.cancellation = Cancellation()
-        self.ground = ProgramGround(self.settings)
+        self.ground = ProgramGround(self.settings, Ports(self.settings.home / "ports.json"))
         self.lifecycle = Lifecycle(
             Surroundings(
                 settings=self.settings,
@@ -294,7 +295,7 @@ def test_configuration_files_and_tokens_are_private_and_stay_the_same(
     learners, results = world.store.learners(PROJECT), world.store.steps(PROJECT)
     deployment.write_configurations(
         world.settings,
-        ProgramGround(world.settings),
+        world.ground,
         PROJECT,
         SPEC,
         learners,

@@ -7,7 +7,7 @@ import pytest
 
 from flops.core.errors import ConflictError, FailedError, InvalidInputError, NotFoundError
 from flops.core.ids import ServiceName
-from flops.orchestration import Orchestrator, ServiceSpec, ServiceStatus
+from flops.orchestration import Orchestrator, ServiceSpec, ServiceStatus, deploy_in_place
 from flops.orchestration.swarm import SwarmOrchestrator
 
 A, B, C = ServiceName("p-test-agent-1"), ServiceName("p-test-agent-2"), ServiceName("p-test-agent-3")
@@ -92,6 +92,17 @@ def test_ended_service_can_be_deployed_anew(stage: Any, history: Any) -> None:
 
     status = history.until(A, "running")
     assert (status.exit_code, status.reason, status.restarts) == (None, "", 0)
+
+
+def test_service_is_replaced_by_one_with_another_spec(stage: Any, history: Any) -> None:
+    stage.orchestrator.deploy(stage.spec(A))
+    history.until(A, "running")
+
+    deploy_in_place(stage.orchestrator, stage.spec(A, project="p-other"))
+
+    assert [(one.name, one.project, one.live) for one in stage.orchestrator.list()] == [(A, "p-other", True)]
+    deploy_in_place(stage.orchestrator, stage.spec(A, project="p-other"))
+    assert len(stage.orchestrator.list()) == 1
 
 
 def test_failing_service_is_restarted_as_often_as_its_spec_says(stage: Any, history: Any) -> None:

@@ -14,6 +14,7 @@ from flops.federation import AgentConfig, VirtualLearner
 from flops.manager import deployment
 from flops.manager.grounds import AGENT, ProgramGround
 from flops.manager.paths import ProjectPaths, data_token_file
+from flops.manager.ports import Ports
 from flops.manager.rows import Learner
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def configured(tmp_path: Path) -> Any:
         }
         numbers = {path: number for number, path in enumerate(sorted({one.cluster or "" for one in who}), 1)}
         numbers.pop("", None)
-        ground = ProgramGround(settings)
+        ground = ProgramGround(settings, Ports(tmp_path / "ports.json"))
         deployment.write_configurations(
             settings, ground, PROJECT, wanted, who, results, rounds=3, numbers=numbers
         )

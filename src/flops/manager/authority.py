@@ -6,8 +6,10 @@ this authority, so neither the system's certificates nor a name service have a s
 
 import datetime
 import ipaddress
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cryptography import x509
@@ -15,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from flops.manager.paths import write_private
+from flops.manager.paths import write_private, write_private_json
 
 _YEARS_OF_AUTHORITY = 10
 _DAYS_OF_SERVICE = 365
@@ -61,6 +63,20 @@ class Authority:
             .sign(self._key, hashes.SHA256())
         )
         return Certificate(_pem(certificate), _key_pem(key))
+
+    def issue_once(self, file: Path, service: str, addresses: Sequence[str]) -> Certificate:
+        """The certificate kept in a file; a new one where it is for other addresses, or not there.
+
+        A specification that holds it must not change by itself.
+        """
+        wanted = sorted(set(addresses))
+        with suppress(OSError, ValueError, KeyError):
+            known = json.loads(file.read_text(encoding="utf-8"))
+            if known["addresses"] == wanted:
+                return Certificate(known["certificate"], known["key"])
+        issued = self.issue(service, wanted)
+        write_private_json(file, {"addresses": wanted, **asdict(issued)})
+        return issued
 
     def _make(self) -> None:
         key = ec.generate_private_key(ec.SECP256R1())

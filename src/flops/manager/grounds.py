@@ -8,11 +8,9 @@ node, have in common is a volume.
 
 import json
 import os
-import socket
 import sys
 from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,8 +20,8 @@ from flops.core.settings import Settings
 from flops.core.spec import ProjectSpec
 from flops.federation import ReportTo
 from flops.federation.config import Tls
-from flops.manager.paths import ProjectPaths, read_or_make_token, write_private
-from flops.manager.ports import Ports
+from flops.manager.paths import ProjectPaths, read_or_make_token
+from flops.manager.ports import Ports, is_free
 from flops.manager.rows import Deployment, Learner, Service
 from flops.manager.states import EXPORT_ENVIRONMENT
 from flops.orchestration import SECRETS, File, Node, Orchestrator, ServiceSpec, Volume
@@ -48,7 +46,8 @@ RUNTIME_PYTHON = "/opt/flops/bin/python"
 USER_PYTHON = "/opt/user/bin/python"
 """The interpreter of the user's code in an image."""
 _CODE = "/code"
-_INITIAL_MODEL = "/model/initial.safetensors"
+INITIAL_MODEL = "/model/initial.safetensors"
+"""Where the image of an aggregator holds the model that training starts from."""
 _MODEL = "/model"
 _STATE = "/var/lib/flops"
 _SEAT = "/run/flops/seat"
@@ -166,19 +165,12 @@ def model_service_name(project: ProjectId) -> ServiceName:
     return ServiceName(f"{project}-{MODEL}")
 
 
-def is_free(port: int) -> bool:
-    with socket.socket() as probe, suppress(OSError):
-        probe.bind(("127.0.0.1", port))
-        return True
-    return False
-
-
 class ProgramGround:
     """Programs of this machine."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, ports: Ports) -> None:
         self._settings = settings
-        self._ports = Ports(settings.home / "ports.json")
+        self._ports = ports
 
     def aggregator(self, project: ProjectId, number: int | None, token: str) -> Quarters:
         paths = ProjectPaths.of(self._settings, project)
@@ -283,7 +275,12 @@ class ImageGround:
     """
 
     def __init__(
-        self, settings: Settings, orchestrator: Orchestrator, authority: "Authority", reports: str
+        self,
+        settings: Settings,
+        orchestrator: Orchestrator,
+        authority: "Authority",
+        ports: Ports,
+        reports: str,
     ) -> None:
         self._settings = settings
         self._orchestrator = orchestrator
@@ -291,12 +288,12 @@ class ImageGround:
         self._reports = reports
         # One engine publishes on loopback; services of a swarm are on the networks of their nodes.
         self._beyond = settings.orchestrator == "swarm"
-        self._ports = Ports(settings.home / "ports.json")
+        self._ports = ports
 
     def aggregator(self, project: ProjectId, number: int | None, token: str) -> Quarters:
         return Quarters(
             listen=f"grpc+tls://0.0.0.0:{self._port(project, number)}",
-            initial_model=_INITIAL_MODEL,
+            initial_model=INITIAL_MODEL,
             state_dir=_STATE,
             report=ReportTo(
                 url=self._reports,
@@ -430,17 +427,10 @@ class ImageGround:
         return self._certificate_files(project, aggregator_name(project, number), host)
 
     def _certificate_files(self, project: ProjectId, name: str, host: str) -> tuple[File, ...]:
-        """A service's certificate: issued once, since a specification must not change by itself."""
         folder = ProjectPaths.of(self._settings, project).config
-        path = folder / f"{name.removeprefix(f'{project}-')}.certificate.json"
-        if not path.exists():
-            issued = self._authority.issue(name, [host])
-            write_private(path, json.dumps(asdict(issued)))
-        issued_before = json.loads(path.read_text(encoding="utf-8"))
-        return (
-            File(_CERTIFICATE, issued_before["certificate"].encode()),
-            File(_KEY, issued_before["key"].encode()),
-        )
+        file = folder / f"{name.removeprefix(f'{project}-')}.certificate.json"
+        issued = self._authority.issue_once(file, name, [host])
+        return File(_CERTIFICATE, issued.certificate.encode()), File(_KEY, issued.key.encode())
 
     def _address(self, project: ProjectId, number: int | None) -> str:
         name = aggregator_name(project, number)

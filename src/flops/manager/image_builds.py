@@ -2,20 +2,16 @@
 registry of our own, which runs for as long as images are needed.
 """
 
-import logging
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from flops.core.errors import ConflictError, UnavailableError
+from flops.core.errors import UnavailableError
 from flops.core.ids import ServiceName
 from flops.core.settings import Settings
-from flops.manager.grounds import is_free
-from flops.manager.ports import Ports
+from flops.manager.ports import Ports, is_free
 from flops.manager.support import OWNER
-from flops.orchestration import Orchestrator, ServiceSpec
-
-log = logging.getLogger(__name__)
+from flops.orchestration import Orchestrator, ServiceSpec, deploy_in_place
 
 RUNTIME_IMAGE = "runtime-image"
 """The step that builds the image of FLOps' own programs."""
@@ -36,13 +32,14 @@ class ImageBuilds:
         settings: Settings,
         programs: Orchestrator,
         orchestrator: Orchestrator,
+        ports: Ports,
         run: Callable[[str, Mapping[str, Any]], Mapping[str, Any]],
     ) -> None:
         self._settings = settings
         self._programs = programs
         self._orchestrator = orchestrator
         self._run = run
-        self._ports = Ports(settings.home / "ports.json")
+        self._ports = ports
         self._lock = threading.Lock()
         self._runtime: str | None = None
 
@@ -94,10 +91,5 @@ class ImageBuilds:
             restart="on-failure",
             max_restarts=1_000_000,  # it is needed for as long as the manager is
         )
-        try:
-            self._programs.deploy(spec)
-        except ConflictError:
-            log.info("the image registry runs with other settings: it is started again")
-            self._programs.stop(_REGISTRY)
-            self._programs.deploy(spec)
+        deploy_in_place(self._programs, spec)
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

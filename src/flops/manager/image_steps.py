@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flops import __version__
 from flops.core.errors import InvalidInputError
 from flops.core.settings import Settings
+from flops.manager.grounds import INITIAL_MODEL
 from flops.manager.image_builds import RUNTIME_IMAGE
 from flops.manager.step_process import Progress
 
@@ -23,13 +24,10 @@ if TYPE_CHECKING:
     from flops.images.layout import Layout
     from flops.manager.steps import Work
 
-_INITIAL_MODEL = "/model/initial.safetensors"
 _PROJECT = "io.flops.project"
 _SPEC = "io.flops.spec"
 _MODEL = "io.flops.model"
-_REVISION = "org.opencontainers.image.revision"
 _SOURCE = "org.opencontainers.image.source"
-_TITLE = "org.opencontainers.image.title"
 _NOT_IN_NAMES = re.compile(r"[^a-z0-9]+")
 _REPOSITORIES = ("flops-runtime", "flops-learner", "flops-aggregator", "flops-model")
 """Of which each may have layers of the others."""
@@ -57,8 +55,10 @@ class Workshop:
 
     def runtime(self, platforms: Sequence[str] = ()) -> "Built":
         """FLOps' own programs, for the nodes' platforms and more."""
+        from flops.images.manifest import TITLE
+
         wanted = sorted({*self._nodes, *platforms})
-        return self.assembler.runtime_image(self.bases(wanted, None), {_TITLE: "FLOps"})
+        return self.assembler.runtime_image(self.bases(wanted, None), {TITLE: "FLOps"})
 
     def bases(self, platforms: Sequence[str], python: str | None) -> "Mapping[str, BaseImage]":
         from flops.images.base import find_base
@@ -114,7 +114,7 @@ def images(work: "Work") -> dict[str, Any]:
     learner = learner_image(work, shop)
     aggregator = shop.assembler.with_files(
         runtime,
-        {_INITIAL_MODEL: Path(work.results["initial-model"]["path"])},
+        {INITIAL_MODEL: Path(work.results["initial-model"]["path"])},
         _about(work, "aggregator"),
     )
     kept = {
@@ -268,10 +268,12 @@ def _described(layout: "Layout", name: str) -> dict[str, Any]:
 
 
 def _about(work: "Work", what: str) -> dict[str, str]:
+    from flops.images.manifest import REVISION, TITLE
+
     wanted = json.dumps(work.spec.to_json(redacted=True), sort_keys=True)
     return {
-        _TITLE: f"{work.spec.name or work.project} ({what})",
-        _REVISION: str(work.results["fetch"]["commit"] or ""),
+        TITLE: f"{work.spec.name or work.project} ({what})",
+        REVISION: str(work.results["fetch"]["commit"] or ""),
         _SOURCE: work.spec.redacted_repo,
         _PROJECT: work.project,
         _SPEC: "sha256:" + hashlib.sha256(wanted.encode()).hexdigest(),

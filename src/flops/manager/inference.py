@@ -32,7 +32,7 @@ from flops.manager.grounds import Access, Ground, model_service_name
 from flops.manager.rows import Deployment, Model
 from flops.manager.states import EXPORT_ENVIRONMENT, MODEL_IMAGE
 from flops.manager.store import Store
-from flops.orchestration import Orchestrator, ServiceStatus
+from flops.orchestration import Orchestrator, ServiceStatus, deploy_in_place
 
 log = logging.getLogger(__name__)
 
@@ -243,12 +243,9 @@ class Inference:
             )
         model = self._store.model(deployment.model, deployment.version)
         spec = self._ground.model(deployment, str(model.folder), results)
-        try:
-            self._orchestrator.deploy(spec)
-        except ConflictError:
-            if not replaces:
-                raise
-            self._orchestrator.stop(spec.name, _STOP_GRACE_S)
+        if replaces:
+            deploy_in_place(self._orchestrator, spec, _STOP_GRACE_S)
+        else:
             self._orchestrator.deploy(spec)
 
     def _wait_until_ready(self, project: ProjectId, service: ServiceName, given_up: Cancellation) -> str:

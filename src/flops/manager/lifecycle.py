@@ -213,17 +213,18 @@ class Lifecycle:
         live = {status.name for status in self._all.orchestrator.list(project.id) if status.live}
         # A training that ended while its pause was asked for needs nobody any more.
         wanted = self._store.services(project.id) if project.training is None else []
+        specification = self._specifications()
         for service in wanted:
             self._cancellation.check()
             if service.name not in live:
-                self._all.orchestrator.deploy(self._specification(service))
+                self._all.orchestrator.deploy(specification(service))
         return self._observe(Observation(deployed=True))
 
-    def _specification(self, service: Service) -> ServiceSpec:
+    def _specifications(self) -> Callable[[Service], ServiceSpec]:
+        """What the orchestrator runs for a service; read once for all of them."""
         learners = {str(learner.learner): learner for learner in self._store.learners(self._project)}
-        return self._all.ground.specification(
-            self._project, self._spec(), service, learners, self._store.steps(self._project)
-        )
+        spec, results = self._spec(), self._store.steps(self._project)
+        return lambda service: self._all.ground.specification(self._project, spec, service, learners, results)
 
     def _train(self, project: Project) -> bool:
         self._packaging.prepare_environment(self._request(project))
@@ -262,7 +263,7 @@ class Lifecycle:
             self._store.count_restart(project.id, name, action.reason)
         else:
             self._restart_at[name] = now + action.pause_s
-        self._all.orchestrator.deploy(self._specification(action.service))
+        self._all.orchestrator.deploy(self._specifications()(action.service))
 
     def _last_line(self, name: Any) -> str:
         lines = [line.strip() for line in self._all.orchestrator.logs(name, 4096).splitlines()]

@@ -39,6 +39,7 @@ from flops.manager.lifecycle import Surroundings
 from flops.manager.nodes import Nodes
 from flops.manager.orchestrators import open_programs
 from flops.manager.paths import ProjectPaths, write_private_json
+from flops.manager.ports import Ports
 from flops.manager.reconciler import SOON_S, Reconciler
 from flops.manager.reports import Report
 from flops.manager.sources import SOURCES
@@ -100,16 +101,17 @@ class Manager:
         self._store = Store(open_database(settings.database), self._clock, self.broadcast.notify)
         self._programs = programs or orchestrator or open_programs(settings)
         self._orchestrator = orchestrator or self._programs
-        self._builds = ImageBuilds(settings, self._programs, self._orchestrator, self._call_step)
-        self._ground: Ground = ProgramGround(settings)
+        ports = Ports(settings.home / "ports.json")
+        self._builds = ImageBuilds(settings, self._programs, self._orchestrator, ports, self._call_step)
+        self._ground: Ground = ProgramGround(settings, ports)
         self._nodes: Nodes | None = None
         if self._orchestrator.runs_images:
             from flops.manager.authority import Authority  # managers of programs need none of it
 
             assert reports_url is not None
             authority = Authority(settings.authority_dir)
-            self._ground = ImageGround(settings, self._orchestrator, authority, reports_url)
-            self._nodes = Nodes(settings, self._orchestrator, authority, self._builds.runtime_image)
+            self._ground = ImageGround(settings, self._orchestrator, authority, ports, reports_url)
+            self._nodes = Nodes(settings, self._orchestrator, authority, ports, self._builds.runtime_image)
         self._support = Support(settings, self._programs, data=self._nodes is None)
         self._spool = Spool(settings.spool_dir)
         self._tracker = Tracker(self._spool, self._store)

@@ -6,18 +6,16 @@ outlives them and this manager; only the owner of a node removes it.
 """
 
 import hashlib
-import json
 import logging
 import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from flops.core.errors import ConflictError, NotFoundError, UnavailableError
+from flops.core.errors import UnavailableError
 from flops.core.ids import ServiceName
 from flops.core.settings import Settings
 from flops.manager.grounds import (
@@ -26,11 +24,20 @@ from flops.manager.grounds import (
     DATA_SOCKET,
     RUNTIME_PYTHON,
 )
-from flops.manager.paths import data_token_file, read_or_make_token, write_private
+from flops.manager.paths import data_token_file, read_or_make_token
 from flops.manager.ports import Ports
 from flops.manager.sources import Source
 from flops.manager.support import OWNER
-from flops.orchestration import SECRETS, File, Node, Orchestrator, ServiceSpec, ServiceStatus, Volume
+from flops.orchestration import (
+    SECRETS,
+    File,
+    Node,
+    Orchestrator,
+    ServiceSpec,
+    ServiceStatus,
+    Volume,
+    deploy_in_place,
+)
 
 if TYPE_CHECKING:
     from flops.manager.authority import Authority
@@ -57,13 +64,14 @@ class Nodes:
         settings: Settings,
         orchestrator: Orchestrator,
         authority: "Authority",
+        ports: Ports,
         runtime_image: Callable[[], str],
     ) -> None:
         self._settings = settings
         self._orchestrator = orchestrator
         self._authority = authority
         self._runtime_image = runtime_image
-        self._ports = Ports(settings.home / "ports.json")
+        self._ports = ports
         self._lock = threading.Lock()
 
     def ensure(self) -> None:
@@ -76,7 +84,7 @@ class Nodes:
             nodes = self._ready()
             image = self._runtime_image()
             for node in nodes:
-                self._deploy(self._data_server(node, image))
+                deploy_in_place(self._orchestrator, self._data_server(node, image))
         deadline = time.monotonic() + _READY_TIMEOUT_S
         for node in nodes:
             self._wait(_name(node), deadline)
@@ -103,20 +111,13 @@ class Nodes:
             raise UnavailableError("the orchestrator has no node that is ready - add one, or see to it")
         return nodes
 
-    def _deploy(self, spec: ServiceSpec) -> None:
-        try:
-            self._orchestrator.deploy(spec)
-        except ConflictError:
-            log.info("service %s runs with other settings: it is started again", spec.name)
-            with suppress(NotFoundError):
-                self._orchestrator.remove(spec.name)
-            self._orchestrator.deploy(spec)
-
     def _data_server(self, node: Node, image: str) -> ServiceSpec:
         name = _name(node)
         port = self._ports.of(name)
         token = read_or_make_token(data_token_file(self._settings))
-        certificate = self._certificate(name, [node.address, "127.0.0.1"])
+        certificate = self._authority.issue_once(
+            self._settings.authority_dir / f"{name}.json", name, [node.address, "127.0.0.1"]
+        )
         return ServiceSpec(
             name=name,
             command=(
@@ -131,8 +132,8 @@ class Nodes:
             image=image,
             files=(
                 File("token", token.encode()),
-                File("cert.pem", certificate["certificate"].encode()),
-                File("key.pem", certificate["key"].encode()),
+                File("cert.pem", certificate.certificate.encode()),
+                File("key.pem", certificate.key.encode()),
             ),
             volumes=(Volume(_DATA_VOLUME, _DATA_FOLDER), Volume(DATA_RUN_VOLUME, DATA_RUN)),
             node=node.name,
@@ -141,18 +142,6 @@ class Nodes:
             restart="on-failure",
             max_restarts=1_000_000,  # it is needed for as long as the manager is
         )
-
-    def _certificate(self, name: str, addresses: Sequence[str]) -> Mapping[str, str]:
-        """Issued once for the same addresses: a specification must not change by itself."""
-        wanted = sorted(set(addresses))
-        path = self._settings.authority_dir / f"{name}.json"
-        with suppress(OSError, ValueError):
-            known: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if known["addresses"] == wanted:
-                return known
-        made = {"addresses": wanted, **asdict(self._authority.issue(name, wanted))}
-        write_private(path, json.dumps(made))
-        return made
 
     def _wait(self, name: ServiceName, deadline: float) -> None:
         """Until a data server proves itself where it is published."""

@@ -2,8 +2,10 @@
 
 import json
 import random
+import socket
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from flops.core.errors import FailedError
@@ -12,8 +14,16 @@ from flops.manager.paths import write_private_json
 _PORTS = range(21_000, 29_000)
 
 
+def is_free(port: int) -> bool:
+    """Whether a program of this machine can listen there, on loopback, now."""
+    with socket.socket() as probe, suppress(OSError):
+        probe.bind(("127.0.0.1", port))
+        return True
+    return False
+
+
 class Ports:
-    """Which service has which port, kept in a file. Safe from any thread."""
+    """Which service has which port, kept in a file. One for each FLOPS_HOME; safe from any thread."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -12,11 +12,11 @@ import time
 import urllib.error
 import urllib.request
 
-from flops.core.errors import ConflictError, UnavailableError
+from flops.core.errors import UnavailableError
 from flops.core.ids import ServiceName
 from flops.core.settings import Settings
 from flops.manager.paths import data_token_file, read_or_make_token
-from flops.orchestration import Orchestrator, ServiceSpec
+from flops.orchestration import Orchestrator, ServiceSpec, deploy_in_place
 from flops.tracking import recorder_command, tracking_environment, ui_command
 
 log = logging.getLogger(__name__)
@@ -124,12 +124,7 @@ class Support:
             restart="on-failure",
             max_restarts=1_000_000,  # they are needed for as long as the manager is
         )
-        try:
-            self._orchestrator.deploy(spec)
-        except ConflictError:
-            log.info("service %s runs with other settings: it is started again", name)
-            self._orchestrator.stop(name)
-            self._orchestrator.deploy(spec)
+        deploy_in_place(self._orchestrator, spec)
 
     def _data_command(self) -> list[str]:
         settings = self._settings

@@ -29,6 +29,7 @@ from flops.orchestration.port import (
     Volume,
 )
 from flops.orchestration.process import ProcessOrchestrator
+from flops.orchestration.replacing import deploy_in_place
 
 __all__ = [
     "LIVE_STATES",
@@ -44,4 +45,5 @@ __all__ = [
     "ServiceStatus",
     "Subscription",
     "Volume",
+    "deploy_in_place",
 ]

@@ -1,18 +1,13 @@
-"""What a `docker` orchestrator remembers of its services: one JSON file each, for the next manager too.
+"""What a `docker` orchestrator remembers of a service, and how that is written down (see `service_files`).
 
-Written before the engine is asked for anything, atomically by rename and not fsynced. Environments and the
-content of files are not in it: containers have them, and a digest tells whether a spec is the same.
+Written before the engine is asked for anything. Environments and the content of files are not in it:
+containers have them, and a digest tells whether a spec is the same.
 """
 
-import json
-import os
 import secrets
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-from flops.core.errors import FlopsError
-from flops.core.ids import ServiceName
 from flops.orchestration.containers import fingerprint
 from flops.orchestration.port import LIVE_STATES, ServiceSpec, ServiceState, ServiceStatus
 
@@ -94,43 +89,3 @@ class Deployment:
             raise ValueError(f"format {number} instead of {_FORMAT}")
         spec = dict(value.pop("spec"))
         return cls(spec=ServiceSpec(command=tuple(spec.pop("command")), **spec), **value)
-
-
-class Deployments:
-    """The files of all services, in a folder of mode 700."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.chmod(0o700)
-        self._folder = folder
-
-    def _path(self, name: ServiceName) -> Path:
-        return self._folder / f"{name}.json"
-
-    def save(self, deployment: Deployment) -> None:
-        path = self._path(deployment.spec.name)
-        temporary = path.with_suffix(".tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(deployment.to_json(), file)
-        temporary.replace(path)
-
-    def delete(self, name: ServiceName) -> None:
-        self._path(name).unlink(missing_ok=True)
-
-    def load(self) -> tuple[list[Deployment], list[tuple[Path, str]]]:
-        """All of them, and the unreadable files with the reason; those are renamed to ``*.broken``."""
-        deployments: list[Deployment] = []
-        broken: list[tuple[Path, str]] = []
-        for path in sorted(self._folder.glob("*.json")):
-            try:
-                deployment = Deployment.from_json(json.loads(path.read_bytes()))
-                if self._path(deployment.spec.name) != path:
-                    raise ValueError(f"it describes service {deployment.spec.name}")
-            except (ValueError, KeyError, TypeError, AttributeError, FlopsError) as error:
-                aside = path.with_suffix(".broken")
-                path.replace(aside)
-                broken.append((aside, f"{type(error).__name__}: {error}"))
-            else:
-                deployments.append(deployment)
-        return deployments, broken

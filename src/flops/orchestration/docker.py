@@ -44,7 +44,7 @@ from flops.orchestration.containers import (
     judge_container,
     last_lines,
 )
-from flops.orchestration.deployments import Deployment, Deployments
+from flops.orchestration.deployments import Deployment
 from flops.orchestration.ending import SETTLED_S
 from flops.orchestration.engine_events import EngineEvents
 from flops.orchestration.port import (
@@ -59,6 +59,7 @@ from flops.orchestration.port import (
     unknown_service,
 )
 from flops.orchestration.service_containers import ServiceContainers
+from flops.orchestration.service_files import ServiceFiles
 from flops.orchestration.watchers import Watchers
 
 _log = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ class DockerOrchestrator:
         self._clock = clock or SystemClock()
         self._backoff_s = backoff_s
         self._labels = dict(labels or {})
-        self._records = Deployments(state_dir)
+        self._records = ServiceFiles(state_dir, Deployment.from_json)
         self._logs_dir = logs_dir
         logs_dir.mkdir(parents=True, exist_ok=True)
 

@@ -49,7 +49,8 @@ from flops.orchestration.port import (
     loopback_address,
     unknown_service,
 )
-from flops.orchestration.records import Record, Records
+from flops.orchestration.records import Record
+from flops.orchestration.service_files import ServiceFiles
 from flops.orchestration.watchers import Watchers
 
 _log = logging.getLogger(__name__)
@@ -94,7 +95,7 @@ class ProcessOrchestrator:
         self._backoff_s = backoff_s
         self._log_limit_bytes = log_limit_bytes
         self._labels = dict(labels or {})
-        self._records = Records(state_dir)
+        self._records = ServiceFiles(state_dir, Record.from_json)
         self._logs_dir = logs_dir
         logs_dir.mkdir(parents=True, exist_ok=True)
         # Two managers of one machine may use the same names: the marker tells their folders apart.

@@ -1,18 +1,10 @@
-"""What a `process` orchestrator knows of a service: one JSON file each, for the next manager too.
+"""What a `process` orchestrator knows of a service, and how that is written down (see `service_files`)."""
 
-Writes are atomic by rename and not fsynced: they need to survive the end of the manager, not of the
-machine, which ends all services anyway (a file torn by a power cut is set aside at the next start).
-"""
-
-import json
-import os
 import platform
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from flops.core.errors import FlopsError
-from flops.core.ids import ServiceName
 from flops.orchestration.linux import Identity
 from flops.orchestration.port import (
     LIVE_STATES,
@@ -110,43 +102,3 @@ class Record:
             stopping=value["stopping"],
             quick_ends=value.get("quick_ends", 0),  # records of earlier versions have none
         )
-
-
-class Records:
-    """The files of all services, in a folder of mode 700 (environments may hold secrets)."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        folder.chmod(0o700)
-        self._folder = folder
-
-    def _path(self, name: ServiceName) -> Path:
-        return self._folder / f"{name}.json"
-
-    def save(self, record: Record) -> None:
-        path = self._path(record.spec.name)
-        temporary = path.with_suffix(".tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            json.dump(record.to_json(), file)
-        temporary.replace(path)
-
-    def delete(self, name: ServiceName) -> None:
-        self._path(name).unlink(missing_ok=True)
-
-    def load(self) -> tuple[list[Record], list[tuple[Path, str]]]:
-        """All records, and the unreadable files with the reason; those are renamed to ``*.broken``."""
-        records: list[Record] = []
-        broken: list[tuple[Path, str]] = []
-        for path in sorted(self._folder.glob("*.json")):
-            try:
-                record = Record.from_json(json.loads(path.read_bytes()))
-                if self._path(record.spec.name) != path:
-                    raise ValueError(f"it describes service {record.spec.name}")
-            except (ValueError, KeyError, TypeError, AttributeError, FlopsError) as error:
-                aside = path.with_suffix(".broken")
-                path.replace(aside)
-                broken.append((aside, f"{type(error).__name__}: {error}"))
-            else:
-                records.append(record)
-        return records, broken
