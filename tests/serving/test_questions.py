@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flops.serving.errors import RefusedError
@@ -59,6 +59,7 @@ def exchange() -> Iterator[Exchange]:
 
 
 @given(documents, st.sampled_from(SIGNATURES))
+@example({"instances": [None, 3.5e38]}, TENSOR)  # null, and too large for its type
 def test_any_json_is_a_question_or_a_refusal(document: Any, signature: Signature) -> None:
     body = json.dumps(document).encode()
     question = answered_or_refused(lambda: scoring(signature).question(body, "application/json"))

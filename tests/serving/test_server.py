@@ -117,7 +117,8 @@ def test_a_predictor_that_is_killed_is_replaced(serve: Serve) -> None:
     first, second = server.predictors()
     os.kill(first, signal.SIGKILL)
     for _ in range(20):  # the other one goes on answering
-        assert ask(server, (1.0, 1.0)).status_code in (200, 503)
+        answer = ask(server, (1.0, 1.0))
+        assert answer.status_code in (200, 503), f"{answer.text}\n{server.log}"
     assert server.client.get("/health").status_code == 200
     deadline = time.monotonic() + 60
     while server.metric("flops_serving_predictors_ready") < 2 or first in server.predictors():

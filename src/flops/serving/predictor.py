@@ -220,6 +220,9 @@ class _Line(asyncio.Protocol):
         else:
             self._look()
 
+    def eof_received(self) -> None:
+        self._lose("the channel was closed")
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._lose("the channel was closed")
 

@@ -75,7 +75,8 @@ def numbers(what: str, value: Any, field: Field) -> Array:
         if array.dtype.kind in "fiub":
             return converted(what, array, field)
         if array.dtype.kind == "O" and dtype.kind == "f" and _first_wrong(value, _taken_by(field)) is None:
-            return np.array(value, dtype)  # null is NaN
+            with np.errstate(over="ignore"):
+                return np.array(value, dtype)  # null is NaN, and too large for the type infinite
     except (ValueError, OverflowError):
         pass
     raise _wrong(what, value, field)
