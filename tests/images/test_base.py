@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import threading
 from collections.abc import Mapping
@@ -168,6 +169,25 @@ def test_a_mirror_that_is_away_is_said(tmp_path: Path, require: Require, mirror:
     require(debian.find_mmdebstrap() is not None, "mmdebstrap")
     with pytest.raises(UnavailableError, match="mirror could not be reached"):
         make_base(Layout(tmp_path / "images"), "bookworm", ["linux/amd64"], mirror=mirror)
+
+
+def test_processes_that_ask_at_the_same_time_share_one_making(tmp_path: Path, require: Require) -> None:
+    require(debian.find_mmdebstrap() is not None, "mmdebstrap")
+    program = (
+        "import sys; from pathlib import Path; from flops.images.base import make_base;"
+        " from flops.images.layout import Layout;"
+        " make_base(Layout(Path(sys.argv[1])), platforms=['linux/amd64'], progress=print)"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program, str(tmp_path / "images")], stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    told = sorted(process.communicate(timeout=300)[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0]
+    assert told[0].startswith("unpacking Debian")
+    assert told[1] == "waiting: the same base image is being made for another project\n"
 
 
 def test_making_one_can_be_stopped(tmp_path: Path, require: Require) -> None:

@@ -266,6 +266,14 @@ def test_nodes_say_where_services_run(stage: Any) -> None:
         assert node.ready
 
 
+def test_image_that_nobody_has_may_be_expected(stage: Any) -> None:
+    stage.orchestrator.expect("127.0.0.1:1/nothing:1")
+
+    stage.orchestrator.deploy(stage.spec(A))
+
+    assert status_of(stage.orchestrator, A).live
+
+
 def test_closing_twice_is_harmless(stage: Any) -> None:
     stage.orchestrator.deploy(stage.spec(A))
     stage.orchestrator.stop(A)

@@ -504,8 +504,8 @@ def image_registry(folder: Path) -> Iterator[str]:
             process.terminate()
 
 
-def test_images_are_pulled_by_digest_from_a_registry(
-    site: Site, watch: Any, tmp_path: Path, require: Require
+def test_images_are_pulled_by_digest_from_a_registry_also_ahead_of_time(
+    site: Site, watch: Any, wait_until: WaitUntil, tmp_path: Path, require: Require
 ) -> None:
     require(Path("/usr/bin/docker-registry").exists(), "docker-registry")
     orchestrator = site.open()
@@ -520,6 +520,10 @@ def test_images_are_pulled_by_digest_from_a_registry(
             site.client.remove_image(f"{repository}@{digest}")
         missing = f"{repository}@sha256:{'0' * 64}"
 
+        orchestrator.expect(missing)
+        orchestrator.expect(f"{repository}@{digest}")
+        wait_until(lambda: digest in str(site.client.images(repository)))
+        site.client.remove_image(f"{repository}@{digest}")
         assert ended(orchestrator, history, shell("echo hi", image=f"{repository}@{digest}")) == "hi\n"
 
         with pytest.raises(FailedError, match=f"image {missing} cannot be pulled: .*unknown.* - check"):

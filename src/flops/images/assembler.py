@@ -11,7 +11,7 @@ A blob that is made here and not tagged in the end is left to `Layout.collect`.
 import importlib.metadata
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from pathlib import Path
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from flops.core.errors import InvalidInputError
-from flops.images import compiled, manifest, runtime, sbom, uv
+from flops.images import bytecode, manifest, runtime, sbom, uv
 from flops.images.base_image import PYTHON_VERSION, BaseImage
 from flops.images.descriptor import INDEXES, Descriptor
 from flops.images.layer import Compression, Entry, Layer, tree
@@ -35,7 +35,6 @@ MODEL = "/model"
 """Where a model image has its MLflow model, and an aggregator its start."""
 
 _THREADS = 2
-_HIDDEN = frozenset({".git", "__pycache__"})
 _Made = Future[list[Layer]]
 _RUNTIME, _SERVING, _DEPENDENCIES, _EXTRA = "runtime", "serving", "dependencies", "extra"
 _CODE, _MODEL = "code", "model"
@@ -143,7 +142,7 @@ class Assembler:
         with self._pool() as pool:
             ours = self._start(pool, runtimes)
             locks = self._lock(requirements, _pythons(bases))
-            used = tuple(compiled.imports_of(_python_files(code)))
+            used = tuple(bytecode.imports_of(bytecode.python_files(code)))
             theirs = self._start(
                 pool,
                 {
@@ -151,7 +150,7 @@ class Assembler:
                     for p, lock in locks.items()
                 },
             )
-            top = self._tools.write(_CODE, tree(code, CODE, skip=_HIDDEN.__contains__))
+            top = self._tools.write(_CODE, tree(code, CODE, skip=bytecode.HIDDEN.__contains__))
             images = {
                 platform: self._with_ours(ours[platform], base, theirs[platform].result()).on_top(
                     [top], {manifest.LOCK: locks[platform].hash}
@@ -344,7 +343,7 @@ def _runtimes(
     """What FLOps' programs import, for each platform and its Python."""
     if not pythons:
         raise InvalidInputError("an image needs a platform at least - name one, such as linux/amd64")
-    used = tuple(compiled.imports_of(runtime.program_files()))
+    used = tuple(bytecode.imports_of(runtime.program_files()))
     chosen = runtime.DISTRIBUTIONS if distributions is None else distributions
     return {
         platform: PackageSet(
@@ -365,12 +364,6 @@ def _grown(old: Lock, new: Lock, modules: tuple[str, ...]) -> PackageSet:
 
 def _results(made: Iterable[_Made]) -> list[Layer]:
     return [layer for layers in made for layer in layers.result()]
-
-
-def _python_files(code: Path) -> Iterator[Path]:
-    for folder, folders, names in os.walk(code):
-        folders[:] = [name for name in folders if name not in _HIDDEN]
-        yield from (Path(folder) / name for name in names if name.endswith(".py"))
 
 
 def _lock_of(image: manifest.Image, platform: str) -> Lock:

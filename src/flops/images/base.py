@@ -7,9 +7,9 @@ equal packages; the same one is made once and shared by all projects, several ca
 import os
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Queue
 
@@ -31,6 +31,7 @@ from flops.images.descriptor import (
     OCI_MANIFEST,
     Descriptor,
 )
+from flops.images.exclusion import exclusive
 from flops.images.inspection import check_python
 from flops.images.interpreters import Interpreter, candidates, own_interpreter
 from flops.images.layer import write_layer
@@ -48,12 +49,10 @@ PACKAGES = "io.flops.debian.packages"
 
 _TAG = "flops-base"
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-_WAIT_S = 0.2
 _MINORS = range(11, 15)
 """Of Pythons that FLOps' programs run on."""
 _MOST_PATCHES = 40
 _PATIENCE_S = 4.0
-_making = threading.Lock()
 _asking = threading.Lock()
 _answering: dict[str, bool] = {}
 
@@ -206,7 +205,7 @@ def make_base(
         raise InvalidInputError("a base image needs a platform - name one such as linux/amd64")
     name = f"{_TAG}:{suite}"
     tell = progress or _ignore
-    with _one_at_a_time(tell, cancel):
+    with exclusive(layout.folder / ".bases.lock", "base image", tell, cancel):
         known = {found.platform: found.manifest for found in _known(layout, name).values()}
         missing = [platform for platform in wanted if refresh or platform not in known]
 
@@ -321,19 +320,6 @@ def _write(layout: Layout, found: debian.Debian, suite: str, platform: str) -> D
         },
     }
     return layout.add_json(manifest, OCI_MANIFEST, platform=platform)
-
-
-@contextmanager
-def _one_at_a_time(tell: uv.Progress, cancel: threading.Event | None) -> Iterator[None]:
-    if not _making.acquire(blocking=False):
-        tell("waiting: the same base image is being made for another project")
-        while not _making.acquire(timeout=_WAIT_S):
-            if cancel is not None and cancel.is_set():
-                raise FailedError("waiting for a base image was stopped on request")
-    try:
-        yield
-    finally:
-        _making.release()
 
 
 def _ignore(_message: str) -> None:

@@ -11,7 +11,7 @@ form may be too: it depends on the file (one inode, so one size and time) and on
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -24,6 +24,8 @@ _IMPORT = re.compile(
 )
 _NAME = re.compile(r"(?<![\w.])(?!as\b)([\w.]+)(?:\s+as\s+\w+)?")
 _CACHE = "__pycache__"
+HIDDEN = frozenset({".git", _CACHE})
+"""Folders of a checkout that are no part of its code."""
 
 # Tests are half of all files and are never imported.
 _NOT_COMPILED = re.compile(r"/(tests?|_tests|testing)/")
@@ -74,6 +76,18 @@ def imported(site: Path, modules: Sequence[str]) -> list[Path]:
                 if path is not None:
                     pending += imports(path, module)
     return sorted(path for path in found.values() if path is not None)
+
+
+def imports_of(files: Iterable[Path]) -> list[str]:
+    """The modules that some Python files import when they are run, sorted."""
+    return sorted({name for path in files for name in imports(path, path.stem) if name})
+
+
+def python_files(code: Path) -> Iterator[Path]:
+    """The Python files of a checkout, `HIDDEN` folders left out."""
+    for folder, folders, names in os.walk(code):
+        folders[:] = [name for name in folders if name not in HIDDEN]
+        yield from (Path(folder) / name for name in names if name.endswith(".py"))
 
 
 def imports(path: Path, module: str) -> Iterator[str]:

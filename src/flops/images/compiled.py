@@ -9,7 +9,6 @@ object), on paths and on times. Here modules are marshalled in version 2, which 
 path, which the import system sets; and are not checked against their source (PEP 552).
 """
 
-import fcntl
 import hashlib
 import importlib.util
 import json
@@ -19,11 +18,11 @@ import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from flops.core.errors import FailedError
-from flops.images import bytecode, uv
+from flops.images import uv
+from flops.images.exclusion import exclusive
 from flops.images.layer import Entry
 
 MAGIC = importlib.util.MAGIC_NUMBER.hex()
@@ -56,14 +55,6 @@ def can_compile(python: str) -> bool:
     return sys.implementation.name == "cpython" and python == ".".join(map(str, sys.version_info[:2]))
 
 
-def imports_of(files: Iterable[Path]) -> list[str]:
-    """The modules that some Python files import when they are run, sorted."""
-    found: set[str] = set()
-    for path in files:
-        found.update(name for name in bytecode.imports(path, path.stem) if name)
-    return sorted(found)
-
-
 def entries(
     site: Path,
     sources: Iterable[str],
@@ -93,7 +84,7 @@ def entries(
         parent, _, module = f"{place}/{relative}".rpartition("/")
         target = f"{parent}/__pycache__/{module.removesuffix('.py')}.{tag}.pyc"
         found[target] = (path, name)
-    with _alone(folder):  # platforms come at the same time, with the same modules
+    with exclusive(folder / ".lock"):  # platforms come at the same time, with the same modules
         _fill(folder, found.values(), environment, cancel)
     for target, (_, name) in found.items():
         if (folder / name).exists():
@@ -131,14 +122,3 @@ def _fill(
             made = Path(making) / name
             if made.exists():
                 made.replace(folder / name)
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One at a time, among threads and processes."""
-    fd = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)

@@ -5,21 +5,20 @@ there whole or not at all. The marker holds a digest of what was installed; an e
 with is made again.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from flops.core.errors import FailedError
 from flops.images import bytecode, uv
+from flops.images.exclusion import exclusive
 from flops.images.interpreters import installed_interpreters
 from flops.images.locks import Lock, write_atomically
 from flops.images.pip_configuration import PipConfiguration
@@ -27,7 +26,6 @@ from flops.images.pip_configuration import PipConfiguration
 TIMEOUT_S = 3600.0
 _COMPILE_TIMEOUT_S = 900.0
 _MARKER = "flops-environment.json"
-_WAIT_S = 0.2
 
 
 @dataclass(frozen=True)
@@ -73,7 +71,7 @@ def ensure_environment(
         return Environment(_python(place), lock.hash, False, time.monotonic() - begun)
     root.mkdir(parents=True, exist_ok=True)
     tell = progress or _ignore
-    with _locked(place.with_name(f".{lock.hash}.lock"), tell, cancel) as lock_fd:
+    with exclusive(place.with_name(f".{lock.hash}.lock"), "environment", tell, cancel) as lock_fd:
         created = not _is_complete(place, lock)
         if created:
             making = place.with_name(f".{lock.hash}.making")
@@ -146,7 +144,7 @@ class _Maker:
             processes = os.cpu_count() or 1
         else:
             files = [path for site in sites for path in bytecode.imported(site, modules)]
-            processes = 1  # it suits what runs beside a training
+            processes = 1  # it suits what runs beside something else
         # Not by compileall's own -j: its children would outlive us, with the lock in their hands.
         with ThreadPoolExecutor(processes) as pool:
             list(pool.map(self._compile, range(processes), (files[n::processes] for n in range(processes))))
@@ -178,28 +176,6 @@ class _Maker:
             cancel=self._cancel,
             keep_open=(self._lock_fd,),
         )
-
-
-@contextmanager
-def _locked(path: Path, tell: uv.Progress, cancel: threading.Event | None) -> Iterator[int]:
-    """Hold an exclusive lock among threads and processes; gives its file descriptor."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        told = False
-        while True:
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if not told:
-                    tell("waiting: the same environment is being made for another project")
-                    told = True
-            pause = cancel or threading.Event()
-            if pause.wait(_WAIT_S):
-                raise FailedError("waiting for an environment was stopped on request")
-        yield fd
-    finally:
-        os.close(fd)
 
 
 def _is_complete(place: Path, lock: Lock) -> bool:

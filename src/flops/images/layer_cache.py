@@ -4,15 +4,14 @@ Safe among threads and processes: a layer is made once, whoever else wants it wa
 the layout any more is made again.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from flops.core.errors import InvalidInputError
 from flops.images.descriptor import Descriptor
+from flops.images.exclusion import exclusive
 from flops.images.layer import Layer
 from flops.images.layout import Layout
 from flops.images.locks import write_atomically
@@ -37,10 +36,7 @@ class LayerCache:
         known = self._known(path)
         if known is not None:
             return known
-        self._folder.mkdir(parents=True, exist_ok=True)
-        fd = os.open(path.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with exclusive(path.with_suffix(".lock")):
             made = self._known(path)
             if made is None:
                 made = make()
@@ -51,8 +47,6 @@ class LayerCache:
                 }
                 write_atomically(path, json.dumps(entry, indent=1, sort_keys=True) + "\n")
             return made
-        finally:
-            os.close(fd)
 
     def _known(self, path: Path) -> Layer | None:
         try:

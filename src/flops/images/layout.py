@@ -8,7 +8,6 @@ Source:
     OCI image layout specification 1.1; tags are ``org.opencontainers.image.ref.name`` in index.json.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -31,6 +30,7 @@ from flops.images.descriptor import (
     Descriptor,
     check_digest,
 )
+from flops.images.exclusion import exclusive
 from flops.images.locks import write_atomically
 
 KEPT_S = 3600.0
@@ -242,12 +242,8 @@ class Layout:
     def _locked(self) -> Iterator[None]:
         """One at a time, among threads and processes."""
         self._make()
-        fd = os.open(self.folder / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+        with exclusive(self.folder / ".lock"):
             yield
-        finally:
-            os.close(fd)
 
     def _write_tags(self, tags: Mapping[str, Descriptor]) -> None:
         manifests = [

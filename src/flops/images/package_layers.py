@@ -4,10 +4,8 @@ Large libraries that an environment of the same image has too (pyarrow's, most o
 are stored, sent and loaded into memory once. Whether two are equal is what their packages' RECORD says.
 """
 
-import fcntl
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +16,7 @@ from pathlib import Path
 
 from flops.core.errors import FailedError
 from flops.images import bytecode, compiled, uv, wheels
+from flops.images.exclusion import exclusive
 from flops.images.layer import Compression, Entry, Layer, write_layer
 from flops.images.layer_cache import LayerCache
 from flops.images.layout import Layout
@@ -144,7 +143,7 @@ class Tools:
     def _libraries(self, wanted: PackageSet) -> Mapping[str, str]:
         """The libraries of some packages that others can share; waits for whoever is laying them down."""
         note = self._note(wanted)
-        with _locked(note.with_suffix(".lock")):
+        with exclusive(note.with_suffix(".lock")):
             known = _read(note)
         if known is None:
             with self._laid_down(wanted) as found:
@@ -157,7 +156,7 @@ class Tools:
         shared = self._libraries(wanted.beside) if wanted.beside and wanted.inputs()["shared"] else {}
         note = self._note(wanted)
         with ExitStack() as stack:
-            with _locked(note.with_suffix(".lock")):
+            with exclusive(note.with_suffix(".lock")):
                 site = stack.enter_context(
                     wheels.laid_down(
                         wanted.lock,
@@ -187,18 +186,6 @@ class Tools:
     def _tell(self, message: str) -> None:
         if self.progress is not None:
             self.progress(message)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One at a time, among threads and processes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(fd)
 
 
 def _read(note: Path) -> dict[str, str] | None:

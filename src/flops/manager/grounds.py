@@ -23,7 +23,7 @@ from flops.federation.config import Tls
 from flops.manager.paths import ProjectPaths, read_or_make_token
 from flops.manager.ports import Ports, is_free
 from flops.manager.rows import Deployment, Learner, Service
-from flops.manager.states import EXPORT_ENVIRONMENT
+from flops.manager.states import AGGREGATOR_IMAGE, EXPORT_ENVIRONMENT, IMAGES
 from flops.orchestration import SECRETS, File, Node, Orchestrator, ServiceSpec, Volume
 from flops.serving.config import ServingConfig, ServingTls, serving_command
 
@@ -46,7 +46,7 @@ RUNTIME_PYTHON = "/opt/flops/bin/python"
 USER_PYTHON = "/opt/user/bin/python"
 """The interpreter of the user's code in an image."""
 _CODE = "/code"
-INITIAL_MODEL = "/model/initial.safetensors"
+INITIAL_MODEL_FILE = "/model/initial.safetensors"
 """Where the image of an aggregator holds the model that training starts from."""
 _MODEL = "/model"
 _STATE = "/var/lib/flops"
@@ -293,7 +293,7 @@ class ImageGround:
     def aggregator(self, project: ProjectId, number: int | None, token: str) -> Quarters:
         return Quarters(
             listen=f"grpc+tls://0.0.0.0:{self._port(project, number)}",
-            initial_model=INITIAL_MODEL,
+            initial_model=INITIAL_MODEL_FILE,
             state_dir=_STATE,
             report=ReportTo(
                 url=self._reports,
@@ -327,7 +327,7 @@ class ImageGround:
         learners: Mapping[str, Learner],
         results: Mapping[str, Mapping[str, Any]],
     ) -> ServiceSpec:
-        images = results["images"]
+        images = results[IMAGES]
         config = config_file(self._settings, project, _subject(project, service))
         if service.role == AGGREGATOR:
             number = _number(project, service)
@@ -336,7 +336,7 @@ class ImageGround:
                 command=_command(service.role),
                 role=service.role,
                 project=project,
-                image=images["aggregator"],
+                image=results[AGGREGATOR_IMAGE]["image"],
                 files=(*self._files(config), *self._certificates(project, number)),
                 volumes=(Volume(f"{service.name}-state", _STATE),),
                 node=self._home_node().name,

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 from flops import __version__
 from flops.core.errors import InvalidInputError
 from flops.core.settings import Settings
-from flops.manager.grounds import INITIAL_MODEL
+from flops.manager.grounds import INITIAL_MODEL_FILE
 from flops.manager.image_builds import RUNTIME_IMAGE
+from flops.manager.states import INITIAL_MODEL
 from flops.manager.step_process import Progress
 
 if TYPE_CHECKING:
@@ -108,26 +109,28 @@ class Workshop:
 
 
 def images(work: "Work") -> dict[str, Any]:
-    """What a project's services run: the programs, the user's environment and code, the initial model."""
+    """What agents and learners run: FLOps' programs, the user's environment and code."""
     shop = Workshop(work.settings, work.arguments, work.progress)
-    runtime = shop.runtime(work.spec.platforms)
-    learner = learner_image(work, shop)
-    aggregator = shop.assembler.with_files(
-        runtime,
-        {INITIAL_MODEL: Path(work.results["initial-model"]["path"])},
-        _about(work, "aggregator"),
-    )
-    kept = {
-        "runtime": shop.keep(runtime, "flops-runtime", __version__),
-        "learner": shop.keep(learner, "flops-learner", work.project),
-        "aggregator": shop.keep(aggregator, "flops-aggregator", work.project),
-    }
+    runtime = shop.keep(shop.runtime(work.spec.platforms), "flops-runtime", __version__)
+    learner = shop.keep(learner_image(work, shop), "flops-learner", work.project)
     return {
-        **{role: one["image"] for role, one in kept.items()},
-        "size_bytes": {role: one["size_bytes"] for role, one in kept.items()},
-        "pushed_bytes": sum(one["pushed_bytes"] for one in kept.values()),
+        "runtime": runtime["image"],
+        "learner": learner["image"],
+        "size_bytes": {"runtime": runtime["size_bytes"], "learner": learner["size_bytes"]},
+        "pushed_bytes": runtime["pushed_bytes"] + learner["pushed_bytes"],
         "warnings": shop.warnings,
     }
+
+
+def aggregator_image(work: "Work") -> dict[str, Any]:
+    """FLOps' programs, and the initial model."""
+    shop = Workshop(work.settings, work.arguments, work.progress)
+    built = shop.assembler.with_files(
+        shop.runtime(work.spec.platforms),
+        {INITIAL_MODEL_FILE: Path(work.results[INITIAL_MODEL]["path"])},
+        _about(work, "aggregator"),
+    )
+    return shop.keep(built, "flops-aggregator", work.project)
 
 
 def learner_image(work: "Work", shop: Workshop) -> "Built":

@@ -20,9 +20,10 @@ from flops.manager import deployment
 from flops.manager.cancellation import Cancellation, Places
 from flops.manager.grounds import AGGREGATOR, MODEL, Ground
 from flops.manager.inference import Inference
-from flops.manager.packaging import Packaging, parameters_of
+from flops.manager.packaging import Packaging
+from flops.manager.preparing import Preparing
 from flops.manager.rows import Project, Service
-from flops.manager.states import CLUSTERS, DATA, Observation, State, preparing_steps
+from flops.manager.states import Observation, State
 from flops.manager.step_process import StepRunner
 from flops.manager.store import Store
 from flops.manager.supervision import Action, Verdict, judge
@@ -46,7 +47,7 @@ class Surroundings:
     clock: Clock
     step_runner: Callable[[ProjectId], StepRunner]
     places: Places
-    """Projects that prepare at the same time."""
+    """Steps of preparations that run at the same time."""
     ground: Ground
     """Where its services run."""
     inference: Inference
@@ -76,8 +77,19 @@ class Lifecycle:
         self._store = surroundings.store
         self._project = project
         self._cancellation = cancellation
-        self._steps: StepRunner | None = None
         self._restart_at: dict[ServiceName, float] = {}
+        self._preparing = Preparing(
+            surroundings.settings,
+            surroundings.store,
+            project,
+            cancellation,
+            surroundings.places,
+            surroundings.step_runner,
+            surroundings.support,
+            surroundings.step_arguments,
+            surroundings.orchestrator,
+            lambda: wake(0.0),
+        )
         self._packaging = Packaging(
             surroundings.settings,
             surroundings.store,
@@ -102,6 +114,8 @@ class Lifecycle:
             FlopsError: the project cannot go on.
         """
         project = self._store.project(self._project)
+        if project.state is not State.PREPARING:
+            self._preparing.close()
         match project.state:
             case State.SUBMITTED:
                 return self._observe(Observation(begun=True))
@@ -129,7 +143,7 @@ class Lifecycle:
 
     def close(self) -> None:
         """Nothing that was started here runs on; services do."""
-        self._close_steps()
+        self._preparing.close()
         self._packaging.close()
 
     def _observe(self, seen: Observation, reason: str | None = None) -> bool:
@@ -142,50 +156,8 @@ class Lifecycle:
     # preparing
 
     def _prepare(self, project: Project) -> bool:
-        results = self._store.steps(project.id)
-        images = self._all.orchestrator.runs_images
-        steps = preparing_steps(project.spec["training"]["mode"], images=images)
-        step = next((step for step in steps if step not in results), None)
-        if step is None:
-            self._close_steps()
-            return self._observe(Observation(prepared=True))
-        with self._all.places.take(self._cancellation):
-            if step in (DATA, CLUSTERS):
-                self._all.support()
-            self._store.start_step(project.id, step)
-            result = self._run(step, results)
-        learners = deployment.learners_of(result["sites"]) if step == DATA else ()
-        self._store.finish_step(project.id, step, result, learners=learners, clusters=result.get("clusters"))
-        return True
-
-    def _run(self, step: str, results: dict[str, dict[str, Any]]) -> dict[str, Any]:
-        if self._steps is None:
-            self._steps = self._all.step_runner(self._project)
-
-        def progress(message: str) -> None:
-            self._store.add_event(self._project, EventKind.STEP_PROGRESS, {"step": step, "message": message})
-
-        spec = deployment.read_spec(self._all.settings, self._project)
-        arguments = self._all.step_arguments(step)
-        if step == "initial-model" and (initial := spec["model"].get("initial")):
-            arguments["parameters"] = str(parameters_of(self._store, initial))
-        return self._steps.run(
-            step,
-            {
-                "home": str(self._all.settings.home),
-                "project": self._project,
-                "spec": spec,
-                "results": results,
-                "arguments": arguments,
-            },
-            progress,
-            self._cancellation,
-        )
-
-    def _close_steps(self) -> None:
-        if self._steps is not None:
-            self._steps.close()
-            self._steps = None
+        more = self._preparing.advance(project)
+        return self._observe(Observation(prepared=True)) if more is None else more
 
     # deploying and training
 

@@ -40,19 +40,21 @@ from flops.manager.nodes import Nodes
 from flops.manager.orchestrators import open_programs
 from flops.manager.paths import ProjectPaths, write_private_json
 from flops.manager.ports import Ports
+from flops.manager.preparing import steps_of
 from flops.manager.reconciler import SOON_S, Reconciler
 from flops.manager.reports import Report
 from flops.manager.sources import SOURCES
 from flops.manager.states import (
+    AGGREGATOR_IMAGE,
     CLUSTERS,
     DATA,
+    ENVIRONMENT,
     IMAGES,
     MODEL_IMAGE,
     PAUSABLE,
     REGISTER,
     Observation,
     State,
-    preparing_steps,
 )
 from flops.manager.step_process import StepProcess, StepRunner
 from flops.manager.store import Store
@@ -251,8 +253,7 @@ class Manager:
                 advice = f"it goes on by itself, watch it with 'flops attach {project}'"
             raise ConflictError(f"project {project} is {before.state} - {advice}")
         done = self._store.steps(project)
-        mode, images = before.spec["training"]["mode"], self._orchestrator.runs_images
-        prepared = all(step in done for step in preparing_steps(mode, images=images))
+        prepared = done.keys() >= steps_of(before, self._orchestrator).keys()
         self._store.observe(
             project, Observation(resume_requested=True, prepared=prepared), "resume was requested"
         )
@@ -569,7 +570,9 @@ class Manager:
 
     def _step_arguments(self, step: str) -> dict[str, Any]:
         """What a step has to know of the orchestrator's nodes and of images, beside its project."""
-        if step in (IMAGES, MODEL_IMAGE):
+        if step == ENVIRONMENT:
+            return {"runs_images": self._orchestrator.runs_images}
+        if step in (IMAGES, AGGREGATOR_IMAGE, MODEL_IMAGE):
             return self._builds.arguments()
         if step in (DATA, CLUSTERS) and self._nodes is not None:
             return {SOURCES: self._nodes.sources()}

@@ -38,12 +38,17 @@ PAUSABLE = frozenset({State.SUBMITTED, State.PREPARING, State.DEPLOYING, State.T
 ENDING = frozenset({State.STOPPING, State.PAUSING})
 """What is still under way is given up."""
 
+LOCK = "lock"
+ENVIRONMENT = "environment"
+INITIAL_MODEL = "initial-model"
 DATA = "data"
-PREPARING_STEPS = ("fetch", "check-contract", "lock", "environment", "initial-model", DATA)
+DATASET = "dataset"
+"""What mock data are made of."""
 CLUSTERS = "clusters"
-"""The last step of preparing a hierarchy."""
 IMAGES = "images"
-"""Where services are images: after the initial model, which is put into one of them."""
+AGGREGATOR_IMAGE = "aggregator-image"
+"""The one image that holds the initial model."""
+_PREPARING_STEPS = ("fetch", "check-contract", LOCK, ENVIRONMENT, INITIAL_MODEL, DATA)
 EXPORT_ENVIRONMENT = "export-environment"
 EXPORT = "export"
 REGISTER = "register"
@@ -53,19 +58,23 @@ _POST_TRAINING = {"build_image_for_trained_model": MODEL_IMAGE, "deploy_trained_
 """Names of the specification's steps here."""
 
 
-def preparing_steps(mode: str, *, images: bool = False) -> tuple[str, ...]:
-    """What a project of this training mode has to go through before it is deployed, in order.
+def preparing_steps(mode: str, *, mock: bool = False, images: bool = False) -> dict[str, frozenset[str]]:
+    """What a project of this training mode has to go through before it is deployed, and of each step which
+    others come before it; what waits for nothing that is still to be done runs side by side.
 
     Args:
+        mock: it trains on mock data.
         images: its services are images.
     """
-    before, data = PREPARING_STEPS[:-1], PREPARING_STEPS[-1:]
-    return (
-        *before,
-        *((IMAGES,) if images else ()),
-        *data,
-        *((CLUSTERS,) if mode == "hierarchical" else ()),
-    )
+    order = (*_PREPARING_STEPS, *((CLUSTERS,) if mode == "hierarchical" else ()))
+    steps = {step: frozenset(order[:at]) for at, step in enumerate(order)}
+    if images:
+        steps[IMAGES] = steps[LOCK] | {LOCK}
+        steps[AGGREGATOR_IMAGE] = frozenset({IMAGES, INITIAL_MODEL})
+    if mock:
+        steps[DATASET] = steps[LOCK]
+        steps[DATA] |= {DATASET}
+    return steps
 
 
 def post_training_steps(wanted: Iterable[str]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ own (`flops.manager.step_process`); so the rooms' imports are heavy here and now
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,15 @@ from flops.manager import choosing, clustering, image_steps
 from flops.manager.grounds import ONNX
 from flops.manager.paths import ProjectPaths, data_token_file
 from flops.manager.sources import SOURCES, Source, Sources
-from flops.manager.states import CLUSTERS, DATA, IMAGES, MODEL_IMAGE, post_training_steps
+from flops.manager.states import (
+    AGGREGATOR_IMAGE,
+    CLUSTERS,
+    DATA,
+    DATASET,
+    IMAGES,
+    MODEL_IMAGE,
+    post_training_steps,
+)
 from flops.manager.step_process import Progress
 
 if TYPE_CHECKING:
@@ -133,7 +141,12 @@ def lock(work: Work) -> dict[str, Any]:
 
 def environment(work: Work) -> dict[str, Any]:
     """An environment with exactly the lock's packages."""
-    return _environment(work, extra=())
+    modules = None
+    if work.arguments.get("runs_images"):  # it serves the check of the code alone: learners have images
+        from flops.images import bytecode
+
+        modules = bytecode.imports_of(bytecode.python_files(Path(work.results["fetch"]["path"])))
+    return _environment(work, modules=modules)
 
 
 def initial_model(work: Work) -> dict[str, Any]:
@@ -182,6 +195,16 @@ def _start_from(parameters: Path, name: str, model: "InitialModel") -> None:
             target.flush()
             os.fsync(target.fileno())
     aside.replace(model.path)
+
+
+def dataset(work: Work) -> dict[str, Any]:
+    """The data set that mock data are made of: fetched once for all projects."""
+    from flops.data import known_dataset
+
+    mock = work.spec.data.mock
+    assert mock is not None
+    known_dataset(mock.dataset, work.settings.datasets_dir, work.progress)
+    return {}
 
 
 def data(work: Work) -> dict[str, Any]:
@@ -255,7 +278,7 @@ def clusters(work: Work) -> dict[str, Any]:
 def export_environment(work: Work) -> dict[str, Any]:
     """The user's environment plus what writing a model in MLflow's format takes."""
     os.nice(10)  # learners start at the same time, and nobody waits for this yet
-    made = _environment(work, extra=export_extra(work))
+    made = _environment(work, export_extra(work), _modules_of_export(work))
     if MODEL_IMAGE in post_training_steps(work.spec.post_training_steps):
         try:
             image_steps.prepare_model_image(work)
@@ -303,7 +326,7 @@ def onnx(work: Work) -> dict[str, Any]:
     target = Path(work.arguments["target"])
     if target.exists():  # of an attempt that was cut off, or of an earlier version
         shutil.rmtree(target)
-    made = _environment(work, extra=(*export_extra(work), *CONVERSION_REQUIREMENTS))
+    made = _environment(work, (*export_extra(work), *CONVERSION_REQUIREMENTS), _modules_of_export(work))
     work.progress("converting the model, and comparing the outcome with it")
     found = convert(Path(work.arguments["model"]), target, python=Path(made["python"]))
     return {
@@ -365,11 +388,13 @@ PROJECT_STEPS: dict[str, Callable[[Work], dict[str, Any]]] = {
     "lock": lock,
     "environment": environment,
     "initial-model": initial_model,
+    DATASET: dataset,
     DATA: data,
     CLUSTERS: clusters,
     "export-environment": export_environment,
     "export": export,
     IMAGES: image_steps.images,
+    AGGREGATOR_IMAGE: image_steps.aggregator_image,
     MODEL_IMAGE: image_steps.model_image,
     ONNX: onnx,
 }
@@ -417,14 +442,16 @@ def resolve(work: Work, extra: tuple[str, ...] = ()) -> "Lock":
     )
 
 
-def _environment(work: Work, extra: tuple[str, ...]) -> dict[str, Any]:
+def _environment(
+    work: Work, extra: tuple[str, ...] = (), modules: Sequence[str] | None = None
+) -> dict[str, Any]:
     from flops import images
 
     found = resolve(work, extra)
     made = images.ensure_environment(
         found,
         work.settings.environments_dir,
-        modules=_modules_of_export(work) if extra else None,
+        modules=modules,
         progress=work.progress,
     )
     return {

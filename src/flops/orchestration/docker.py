@@ -163,6 +163,13 @@ class DockerOrchestrator:
     def address(self, spec: ServiceSpec) -> str:
         return f"{spec.name}:{loopback_address(spec).rpartition(':')[2]}"
 
+    def expect(self, image: str) -> None:
+        def pull() -> None:
+            with suppress(FlopsError):
+                self._containers.pull(image, self._machine.platform)
+
+        threading.Thread(target=pull, name="flops-pull", daemon=True).start()
+
     def deploy(self, spec: ServiceSpec) -> None:
         image = images_only(spec)
         if spec.node not in (None, self._machine.name):

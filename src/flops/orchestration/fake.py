@@ -110,6 +110,9 @@ class FakeOrchestrator:
     def address(self, spec: ServiceSpec) -> str:
         return loopback_address(spec)
 
+    def expect(self, image: str) -> None:
+        """Nothing is ever pulled."""
+
     def deploy(self, spec: ServiceSpec) -> None:
         with self._lock:
             existing = self._services.get(spec.name)

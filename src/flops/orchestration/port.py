@@ -234,6 +234,13 @@ class Orchestrator(Protocol):
         """
         ...
 
+    def expect(self, image: str) -> None:
+        """Services of this image will be deployed soon: bring it near, where that is possible.
+
+        A hint: it returns at once, and what goes wrong is told by `deploy`.
+        """
+        ...
+
     def deploy(self, spec: ServiceSpec) -> None:
         """Run a service; return once it was started (not: once it is ready).
 

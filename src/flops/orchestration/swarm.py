@@ -180,6 +180,9 @@ class SwarmOrchestrator:
             )
         return f"{self._node_named(spec.node).address}:{port}"
 
+    def expect(self, image: str) -> None:
+        """Nodes pull by themselves, those that a task comes to."""
+
     def deploy(self, spec: ServiceSpec) -> None:
         images_only(spec)
         while True:
