@@ -393,10 +393,15 @@ def test_tls_with_an_authority_of_our_own(tmp_path: Path, require: Require) -> N
         with (
             Registry(process.host, insecure=False) as registry,
             pytest.raises(
-                FailedError, match=r"certificate .* is not trusted: .* name the file of its authority"
+                FailedError, match=rf"certificate .* is not trusted: .*docker/certs.d/{process.host}/ca.crt"
             ),
         ):
             registry.ping()
+        trusted = tmp_path / "home/.config/docker/certs.d" / process.host
+        trusted.mkdir(parents=True)
+        (trusted / "ca.crt").write_bytes(made.ca.read_bytes())
+        with Registry.of_user(process.host, {"HOME": str(tmp_path / "home")}) as registry:
+            assert registry.has_blob("a", blob.digest)
         with Registry(process.host) as registry, pytest.raises(FailedError, match="answers 400"):
             registry.ping()  # plain HTTP, as is usual on this machine
     with pytest.raises(InvalidInputError, match="PEM"):

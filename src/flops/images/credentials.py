@@ -1,4 +1,4 @@
-"""Credentials for image registries, found where docker and podman keep them.
+"""Credentials for image registries and their authorities, found where docker and podman keep them.
 
 Nothing is stored here. Helpers (``docker-credential-NAME get``) are started without a shell and told the
 registry on their standard input.
@@ -60,6 +60,20 @@ def find_credentials(host: str, environment: Mapping[str, str] = os.environ) -> 
         if found is not None:
             return found
     return None
+
+
+def find_authority(host: str, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """The authority of a registry's certificate, where engines look for it: ``certs.d/HOST[:PORT]/ca.crt`` in
+    ``~/.config/docker``, ``/etc/docker`` or ``/etc/containers``; None: it is not there.
+    """
+    folders = [Path("/etc/docker"), Path("/etc/containers")]
+    if environment.get("HOME"):
+        folders.insert(0, Path(environment["HOME"]) / ".config" / "docker")
+    if "/" in host:
+        return None
+    return next(
+        (file for folder in folders if (file := folder / "certs.d" / host / "ca.crt").is_file()), None
+    )
 
 
 def _files(environment: Mapping[str, str]) -> Iterator[Path]:

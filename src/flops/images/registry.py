@@ -22,7 +22,7 @@ import httpx
 
 from flops.core.errors import FailedError, InvalidInputError, NotFoundError, UnauthorizedError
 from flops.images.blob_upload import CHUNK_BYTES, COMMIT_S, Told, Upload, ignore
-from flops.images.credentials import Credentials, find_credentials
+from flops.images.credentials import Credentials, find_authority, find_credentials
 from flops.images.descriptor import INDEXES, MANIFESTS, MAX_DOCUMENT_BYTES, Descriptor, check_digest
 from flops.images.references import Reference, check_repository
 from flops.images.registry_access import pulling, pushing
@@ -85,12 +85,13 @@ class Registry:
         ca: Path | None = None,
         insecure: bool | None = None,
     ) -> "Registry":
-        """With the user's own credentials.
+        """With the user's own credentials, and the authority that the user's engines trust for it.
 
         Raises:
             InvalidInputError, FailedError: see `find_credentials` and the constructor.
         """
-        return cls(host, find_credentials(host, environment), ca=ca, insecure=insecure)
+        found = find_credentials(host, environment)
+        return cls(host, found, ca=ca or find_authority(host, environment), insecure=insecure)
 
     def close(self) -> None:
         """Close all connections."""

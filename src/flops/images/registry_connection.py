@@ -352,7 +352,7 @@ class Connection:
         if "CERTIFICATE_VERIFY_FAILED" in reason:
             return FailedError(
                 f"the certificate of {self.words} is not trusted: {reason.rpartition('failed: ')[2]} - "
-                "name the file of its authority, or add that to this machine's"
+                f"put its authority into ~/.config/docker/certs.d/{self.host}/ca.crt, or among this machine's"
             )
         if "WRONG_VERSION_NUMBER" in reason or "RECORD_LAYER_FAILURE" in reason:
             return FailedError(
