@@ -19,7 +19,7 @@ from flops.guest.worker import MAX_LIVES
 from flops.images import uv
 from flops.images.uv import KilledError
 from flops.manager import steps
-from flops.manager.database import open_database, reading, writing
+from flops.persistence import open_database, reading, writing
 from flops_worker import CUT_OFF
 
 

@@ -11,9 +11,9 @@ from flops.core.clock import ManualClock
 from flops.core.ids import ProjectId
 from flops.core.settings import Settings
 from flops.manager.cancellation import Cancellation
-from flops.manager.database import open_database
 from flops.manager.step_process import Progress
 from flops.manager.store import Store
+from flops.persistence import open_database
 
 PROJECT = ProjectId("p-7k2mqd")
 

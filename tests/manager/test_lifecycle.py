@@ -17,7 +17,6 @@ from flops.core.spec import spec_from_mapping
 from flops.federation import AggregatorConfig
 from flops.manager import deployment
 from flops.manager.cancellation import Cancellation, Cancelled, Places
-from flops.manager.database import open_database
 from flops.manager.grounds import ProgramGround
 from flops.manager.inference import Inference
 from flops.manager.lifecycle import Lifecycle, Surroundings
@@ -28,6 +27,7 @@ from flops.manager.states import Observation, State
 from flops.manager.store import Store, Superseded
 from flops.manager.tracker import Tracker
 from flops.orchestration import FakeOrchestrator, ServiceSpec
+from flops.persistence import open_database
 from flops.tracking import KeptArtifact, ModelExported, RegisteredModel, Result, RunEnded, Spool
 from flops.tracking.results import write_result
 

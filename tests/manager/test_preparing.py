@@ -15,12 +15,12 @@ from flops.core.settings import Settings
 from flops.core.spec import spec_from_mapping
 from flops.manager import deployment
 from flops.manager.cancellation import Cancellation, Cancelled, Places
-from flops.manager.database import open_database
 from flops.manager.preparing import Preparing
 from flops.manager.states import Observation, State, preparing_steps
 from flops.manager.step_process import Progress
 from flops.manager.store import Store
 from flops.orchestration import FakeOrchestrator
+from flops.persistence import open_database
 
 PROJECT = ProjectId("p-7k2mqd")
 SPEC = spec_from_mapping({"repo": "/somewhere/mnist", "data": {"mock": "mnist"}})

@@ -13,12 +13,11 @@ from flops.core.errors import ConflictError, InvalidInputError, NotFoundError
 from flops.core.events import EventKind
 from flops.core.ids import LearnerId, ProjectId, ServiceName
 from flops.core.settings import Settings
-from flops.manager.database import MIGRATIONS, open_database, reading
 from flops.manager.reports import Report, parse_report
 from flops.manager.rows import Learner, Model, Service
 from flops.manager.states import Observation, State
 from flops.manager.store import Store, Superseded
-from flops.manager.tables import metadata
+from flops.persistence import MIGRATIONS, metadata, open_database, reading
 
 
 def test_a_change_of_state_and_its_event_are_there_together(store: Store, project: ProjectId) -> None:

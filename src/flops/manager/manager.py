@@ -31,7 +31,6 @@ from flops.federation import check_strategy
 from flops.manager import choosing, deployment, orchestrators, packaging
 from flops.manager.broadcast import Broadcast
 from flops.manager.cancellation import Cancellation, Places
-from flops.manager.database import open_database
 from flops.manager.grounds import ONNX, Ground, ImageGround, ProgramGround, config_file
 from flops.manager.image_builds import ImageBuilds
 from flops.manager.inference import Answer, Inference
@@ -63,6 +62,7 @@ from flops.manager.tracker import Tracker
 from flops.manager.uploads import Upload
 from flops.manager.views import model_view, project_view
 from flops.orchestration import Orchestrator, ServiceStatus
+from flops.persistence import open_database
 from flops.tracking import Spool
 
 log = logging.getLogger(__name__)

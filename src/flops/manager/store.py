@@ -16,7 +16,6 @@ from flops.core.events import Event, EventKind
 from flops.core.ids import LearnerId, ProjectId, ServiceName
 from flops.manager import tables
 from flops.manager.clustering import with_ancestors
-from flops.manager.database import reading, writing
 from flops.manager.reports import Report, apply_report
 from flops.manager.rows import Cluster, Deployment, Learner, Model, Project, Service
 from flops.manager.states import (
@@ -31,6 +30,7 @@ from flops.manager.states import (
     State,
     next_state,
 )
+from flops.persistence import reading, writing
 
 _TOLD_OF_STEPS = ("initial",)
 """What of a step's result stands in its event."""

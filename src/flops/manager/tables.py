@@ -1,34 +1,22 @@
-"""The manager's tables. Change them together with a new file in ``migrations/versions``.
+"""The manager's tables. Change them together with a new file in ``persistence/migrations/versions``.
 
 What is asked for most often is kept where it is read in one row (``projects``); what grows with a run has a
 table of its own. Tokens are never stored here: they live in files of mode 600 below
 ``projects/<id>/config``.
 """
 
-import sqlalchemy as sa
 from sqlalchemy import (
     Boolean,
     Column,
     Float,
     ForeignKey,
     Integer,
-    MetaData,
     String,
     Table,
     Text,
 )
 
-# Python's None is SQL's NULL, not the JSON text 'null'.
-_JSON = sa.JSON(none_as_null=True)
-
-metadata = MetaData(
-    naming_convention={
-        "ix": "ix_%(column_0_label)s",
-        "uq": "uq_%(table_name)s_%(column_0_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-        "pk": "pk_%(table_name)s",
-    }
-)
+from flops.persistence import JSON, metadata
 
 
 def _project(primary: bool = True) -> Column[str]:
@@ -48,7 +36,7 @@ projects = Table(
     Column("name", String(200), nullable=False),
     Column("state", String(16), nullable=False, index=True),
     Column("reason", Text),
-    Column("spec", _JSON, nullable=False),
+    Column("spec", JSON, nullable=False),
     Column("source", Text, nullable=False),
     Column("created", Float, nullable=False),
     Column("updated", Float, nullable=False),
@@ -58,13 +46,13 @@ projects = Table(
     # Up to where events have been handed to the tracking spool.
     Column("spooled_seq", Integer, nullable=False, default=0),
     # What the aggregator said at its end: {"outcome": "finished" | "failed", ...}.
-    Column("training", _JSON),
+    Column("training", JSON),
     Column("rounds_done", Integer, nullable=False, default=0),
     Column("rounds_total", Integer, nullable=False),
-    Column("metrics", _JSON),
+    Column("metrics", JSON),
     Column("best_round", Integer),
     # The recorder's word on the run: {"run_id", "experiment_id", ...}.
-    Column("tracking", _JSON),
+    Column("tracking", JSON),
     # False while services of the project may still be there.
     Column("cleaned", Boolean, nullable=False, default=False),
 )
@@ -76,7 +64,7 @@ steps = Table(
     Column("name", String(40), primary_key=True),
     Column("started", Float, nullable=False),
     Column("finished", Float),
-    Column("result", _JSON),
+    Column("result", JSON),
 )
 
 services = Table(
@@ -126,7 +114,7 @@ rounds = Table(
     _project(),
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("finished", Float, nullable=False),
-    Column("data", _JSON, nullable=False),
+    Column("data", JSON, nullable=False),
 )
 
 events = Table(
@@ -136,7 +124,7 @@ events = Table(
     Column("seq", Integer, primary_key=True, autoincrement=False),
     Column("time", Float, nullable=False),
     Column("kind", String(40), nullable=False),
-    Column("data", _JSON, nullable=False),
+    Column("data", JSON, nullable=False),
 )
 
 report_sources = Table(
@@ -169,7 +157,7 @@ models = Table(
     Column("version", Integer, primary_key=True, autoincrement=False),
     Column("project", String(16), nullable=False, index=True),
     Column("round", Integer),
-    Column("metrics", _JSON, nullable=False),
+    Column("metrics", JSON, nullable=False),
     Column("created", Float, nullable=False),
     Column("uri", Text, nullable=False),
     Column("folder", Text),

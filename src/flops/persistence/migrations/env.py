@@ -1,8 +1,8 @@
-"""Run by Alembic; the connection and its transaction are `flops.manager.database`'s."""
+"""Run by Alembic; the connection and its transaction are `flops.persistence.database`'s."""
 
 from alembic import context
 
-from flops.manager.tables import metadata
+from flops.persistence.metadata import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],
