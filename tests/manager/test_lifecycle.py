@@ -505,3 +505,59 @@ def test_a_model_that_cannot_be_exported_is_a_warning_and_its_parameters_are_kep
     kinds = [entry.record.kind for entry in world.spool.read(PROJECT) if entry.record]
     assert "artifact" in kinds
     assert "model" not in kinds
+
+
+def test_another_attempt_goes_on_behind_the_last_finished_step(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.steps.failing["lock"] = FailedError("no index answers")
+    with pytest.raises(FailedError):
+        world.advance()
+    world.store.observe(PROJECT, Observation(failed=True), "no index answers")
+    with pytest.raises(ConflictError, match="is failed - try again when it has ended"):
+        world.store.retry(PROJECT, prepared=False)
+    world.advance()
+    assert world.store.retry(PROJECT, prepared=False) is State.PREPARING
+    with pytest.raises(ConflictError, match="is preparing"):
+        world.store.retry(PROJECT, prepared=False)
+    world.steps.failing.clear()
+    world.kill_and_start_again()
+    world.play()
+    project = world.store.project(PROJECT)
+    assert (project.state, project.reason, project.rounds_done) == (State.FINISHED, None, 2)
+    told = [step for kind, step in world.history() if kind == "step.started"]
+    assert told[:4] == ["fetch", "check-contract", "lock", "lock"]
+
+
+@pytest.mark.parametrize("ended", ["failed", "stopped"])
+def test_another_attempt_trains_on_with_all_its_services(
+    make_world: Callable[..., World], ended: str
+) -> None:
+    world = make_world()
+    world.advance()
+    round_1 = Report(1, 10.0, EventKind.ROUND_FINISHED, {"round": 1, "metrics": {"loss": 0.5}})
+    failure = Report(2, 11.0, EventKind.TRAINING_FAILED, {"round": 2, "reason": "quorum was missed"})
+    reports = [round_1, failure] if ended == "failed" else [round_1]
+    world.store.accept_reports(PROJECT, "aggregator", reports)
+    if ended == "stopped":
+        world.store.observe(PROJECT, Observation(stop_requested=True), "stop was requested")
+    world.advance()
+    assert world.state() == ended
+    assert world.store.retry(PROJECT, prepared=True) is State.DEPLOYING
+    world.kill_and_start_again()
+    world.advance()
+    row = world.store.project(PROJECT)
+    assert (row.state, row.training, row.finished, row.rounds_done) == (State.TRAINING, None, None, 1)
+    assert set(world.orchestrator.starts.values()) == {2}
+    end = {
+        "rounds": 2,
+        "best_round": 2,
+        "model_file": str(world.folder / "model.safetensors"),
+        "metrics": {"loss": 0.25},
+    }
+    reports = [
+        Report(3, 20.0, EventKind.ROUND_FINISHED, {"round": 2, "metrics": {"loss": 0.25}}),
+        Report(4, 21.0, EventKind.TRAINING_FINISHED, end),
+    ]
+    world.store.accept_reports(PROJECT, "aggregator", reports)
+    world.play()
+    assert (world.state(), world.store.project(PROJECT).best_round) == (State.FINISHED, 2)

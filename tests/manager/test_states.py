@@ -3,17 +3,19 @@ from dataclasses import fields, replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flops.manager.states import PAUSABLE, TERMINAL, Observation, State, next_state
+from flops.manager.states import PAUSABLE, RETRIABLE, TERMINAL, Observation, State, next_state
 
 observations = st.builds(Observation, **{field.name: st.booleans() for field in fields(Observation)})
 
 
 @given(st.sampled_from(State), st.lists(observations))
-def test_only_an_extension_leaves_a_terminal_state(state: State, seen: list[Observation]) -> None:
+def test_only_an_extension_or_a_retry_leaves_a_terminal_state(state: State, seen: list[Observation]) -> None:
     for observation in seen:
         following = next_state(state, observation)
         extended = state is State.FINISHED and observation.extended
-        assert state not in TERMINAL or following is (State.DEPLOYING if extended else state)
+        retried = state in RETRIABLE and observation.retry_requested
+        anew = State.DEPLOYING if extended or observation.prepared else State.PREPARING
+        assert state not in TERMINAL or following is (anew if extended or retried else state)
         state = following
 
 
@@ -27,6 +29,8 @@ def test_every_state_follows_the_drawn_arrows_only(state: State, seen: Observati
         allowed.add(State.PAUSING)
     if state is State.FINISHED:
         allowed.add(State.DEPLOYING)
+    if state in RETRIABLE:
+        allowed |= {State.PREPARING, State.DEPLOYING}
     if state is State.STOPPING:
         allowed = {state, State.STOPPED}
     if state is State.PAUSING:
@@ -40,7 +44,7 @@ def test_every_state_follows_the_drawn_arrows_only(state: State, seen: Observati
 def test_a_stop_ends_in_stopped_whatever_else_is_seen(state: State, seen: list[Observation]) -> None:
     state = next_state(state, Observation(stop_requested=True, failed=True, trained=True))
     for observation in seen:
-        state = next_state(state, observation)
+        state = next_state(state, replace(observation, retry_requested=False))
     assert next_state(state, Observation(services_gone=True)) is State.STOPPED
 
 

@@ -55,6 +55,7 @@ from flops.manager.states import (
     Observation,
     State,
 )
+    RETRIABLE,
 from flops.manager.step_process import StepProcess, StepRunner
 from flops.manager.store import Store
 from flops.manager.support import Support
@@ -313,6 +314,26 @@ class Manager:
             self._call_step("forget-images", {"project": project})
         self._tracker.remove(project)
         shutil.rmtree(ProjectPaths.of(self.settings, project).folder, ignore_errors=True)
+
+    def retry(self, project: ProjectId) -> dict[str, Any]:
+        """Attempt a failed or stopped project once more, from its last finished step or round.
+
+        Raises:
+            ConflictError: it is neither.
+        """
+        row = self._store.project(project)
+        if row.state not in RETRIABLE:
+            advice = f"train more rounds with 'flops extend {project}'"
+            if not row.terminal:
+                advice = "only a failed or stopped project can be attempted again"
+            raise ConflictError(f"project {project} is {row.state} - {advice}")
+        if not self._reconciler.wait_settled(project, STOP_TIMEOUT_S):
+            raise ConflictError(f"project {project} is still being cleaned up - try again")
+        done = self._store.steps(project)
+        prepared = done.keys() >= steps_of(row, self._orchestrator).keys()
+        self._store.retry(project, prepared=prepared)
+        self._reconciler.take(project)
+        return self.project(project)
 
     def events(self, project: ProjectId, after: int = 0, limit: int = 1000) -> list[Event]:
         """Raises: NotFoundError: there is no such project."""

@@ -6,6 +6,7 @@ submitted -> preparing -> deploying -> training -> packaging -> finished
 submitted .. training -> pausing -> paused -> preparing | deploying
                                     paused -> stopping -> stopped
 finished -> deploying, where more rounds are asked for
+failed | stopped -> preparing | deploying, where another attempt is asked for
 ```
 
 Nothing here does anything; the store commits what these functions answer, the reconciler acts on it
@@ -32,6 +33,7 @@ class State(StrEnum):
 
 
 TERMINAL = frozenset({State.FINISHED, State.FAILED, State.STOPPED})
+RETRIABLE = frozenset({State.FAILED, State.STOPPED})
 RESTING = TERMINAL | {State.PAUSED}
 """Nothing of the project runs, and nothing happens to it by itself."""
 PAUSABLE = frozenset({State.SUBMITTED, State.PREPARING, State.DEPLOYING, State.TRAINING})
@@ -97,6 +99,7 @@ class Observation:
     pause_requested: bool = False
     resume_requested: bool = False
     extended: bool = False
+    retry_requested: bool = False
     services_gone: bool = False
 
 
@@ -108,6 +111,9 @@ def next_state(state: State, seen: Observation) -> State:
     """
     if state is State.FINISHED and seen.extended:
         return State.DEPLOYING
+    goes_on = State.DEPLOYING if seen.prepared else State.PREPARING
+    if state in RETRIABLE and seen.retry_requested:
+        return goes_on
     if state in TERMINAL:
         return state
     if state is State.STOPPING:
@@ -117,7 +123,6 @@ def next_state(state: State, seen: Observation) -> State:
     if state is State.PAUSING:
         return State.PAUSED if seen.services_gone else state
     if state is State.PAUSED:
-        goes_on = State.DEPLOYING if seen.prepared else State.PREPARING
         return goes_on if seen.resume_requested else state
     if seen.failed:
         return State.FAILED

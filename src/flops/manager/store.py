@@ -196,6 +196,46 @@ class Store:
         self._update(project, spooled_seq=seq)
 
     def delete_project(self, project: ProjectId) -> None:
+    def retry(self, project: ProjectId, *, prepared: bool) -> State:
+        """Commit that a failed or stopped project is attempted once more, from its last finished step or round.
+
+        Raises:
+            ConflictError: the project is neither, or not cleaned up yet.
+        """
+        with writing(self._engine) as connection:
+            row = self._project(connection, project)
+            following = next_state(row.state, Observation(retry_requested=True, prepared=prepared))
+            if following is row.state or not row.cleaned:
+                raise ConflictError(f"project {project} is {row.state} - try again when it has ended")
+            reason = f"another attempt was requested, the project was {row.state}"
+            failed = (row.training or {}).get("outcome") == "failed"
+            self._start_anew(connection, project)
+            connection.execute(
+                sa.delete(tables.steps).where(
+                    tables.steps.c.project == project, tables.steps.c.finished.is_(None)
+                )
+            )
+            connection.execute(
+                sa.update(tables.projects)
+                .where(tables.projects.c.id == project)
+                .values(
+                    state=following.value,
+                    reason=reason,
+                    updated=self._clock.now(),
+                    finished=None,
+                    cleaned=False,
+                    training=None if failed else row.training,
+                )
+            )
+            self._add_event(
+                connection,
+                project,
+                EventKind.PROJECT_STATE,
+                {"state": following.value, "reason": reason},
+            )
+        self.on_change(project)
+        return following
+
         """Raises: ConflictError: the project is not at its end, or not cleaned up yet."""
         with writing(self._engine) as connection:
             row = self._project(connection, project)
