@@ -16,7 +16,7 @@ def test_health_needs_no_token(manager: "ManagerProcess") -> None:
     ("token", "detail"),
     [
         ("", "the request brings no token - send 'Authorization: Bearer TOKEN'"),
-        ("wrong", "the token is wrong - it is in the file 'token' of the FLOPS_HOME"),
+        ("wrong", "the token is wrong, revoked or expired - ask an admin for another one"),
     ],
 )
 def test_nothing_else_is_answered_without_the_token(

@@ -1,20 +1,40 @@
-"""Who may come in: the token, the name the manager was called by, and how much may be sent.
+"""Who may come in: the token, what it is good for, the name the manager was called by, how much may be sent.
 
 A browser can be made to send requests to loopback by any web page; without the token it gets nothing, and
 with a foreign name in the Host header (DNS rebinding) not even an answer that says so.
 """
 
+import asyncio
 import hmac
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
+from typing import Any
 
 from fastapi import HTTPException, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from flops.api.policy import ANYBODY, NOT_AUDITED, READS, permission_of
 from flops.api.problems import problem
-from flops.core.errors import InvalidInputError, UnauthorizedError
+from flops.core.clock import Clock, SystemClock
+from flops.core.errors import (
+    FlopsError,
+    ForbiddenError,
+    InvalidInputError,
+    NotFoundError,
+    UnauthorizedError,
+)
+from flops.core.ids import project_id
+from flops.identity import ADMIN, Attempts, Caller, RateLimit, Role
+from flops.manager import Manager
 
-_OWN_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
+log = logging.getLogger(__name__)
+
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
+_PER_S, _BURST = 50.0, 500
+"""Requests of one token."""
+_SHOWN = 18
+"""Of a token: ``flops_`` and its id, which is no secret."""
 
 
 def bearer_token(request: Request) -> str:
@@ -25,22 +45,131 @@ def bearer_token(request: Request) -> str:
     return token.strip()
 
 
-def only_with(token: str) -> Callable[[Request], None]:
-    """A dependency that lets in who brings the token; compared in constant time."""
-    expected = token.encode()
+def caller_of(request: Request) -> Caller:
+    """Who asks, once `Guard` has let the request in."""
+    caller = request.state.caller
+    assert isinstance(caller, Caller)
+    return caller
 
-    def check(request: Request) -> None:
-        if not hmac.compare_digest(bearer_token(request).encode(), expected):
-            raise UnauthorizedError("the token is wrong - it is in the file 'token' of the FLOPS_HOME")
 
-    return check
+class Guard:
+    """A dependency of all routes: who asks, and whether they may.
+
+    Args:
+        token: of the FLOPS_HOME's own user, who may do everything.
+    """
+
+    def __init__(self, manager: Manager, token: str, clock: Clock | None = None) -> None:
+        self._manager = manager
+        self._token = token.encode()
+        clock = clock or SystemClock()
+        self._by_token = Attempts(clock)
+        self._by_address = Attempts(clock, free=100)
+        self._rate = RateLimit(clock, per_s=_PER_S, burst=_BURST)
+
+    def __call__(self, request: Request) -> None:
+        caller = request.state.caller = self._identified(request)
+        self._rate.take(caller.token)
+        permission = permission_of(request.method, request.scope["route"].path)
+        if permission is None or (permission != ANYBODY and not caller.may(permission)):
+            raise ForbiddenError(
+                f"{caller.user} ({caller.role}) may not {request.method} {request.url.path} with this token"
+                f"{f', it takes {permission}' if permission else ''} - ask an admin"
+            )
+        if (project := request.path_params.get("project")) is not None:
+            self._check_project(caller, project, changes=request.method not in READS)
+
+    def _identified(self, request: Request) -> Caller:
+        text = bearer_token(request)
+        if hmac.compare_digest(text.encode(), self._token):
+            return Caller(ADMIN, Role.ADMIN)
+        address = request.client.host if request.client is not None else ""
+        known = f"{address} for '{text[:_SHOWN]}'"
+        self._by_token.check(known)
+        self._by_address.check(address)
+        try:
+            caller = self._manager.identity.caller(text)
+        except UnauthorizedError:
+            self._by_token.failed(known)
+            self._by_address.failed(address)
+            raise
+        self._by_token.succeeded(known)
+        return caller
+
+    def _check_project(self, caller: Caller, project: str, *, changes: bool) -> None:
+        """Whoever may not see a project is told what they would be told if it were not there."""
+        if caller.sees_all and not changes:
+            return
+        checked = project_id(project)
+        owner, team = self._manager.belongs_to(checked)
+        if not caller.sees(owner, team):
+            raise NotFoundError(f"there is no project {checked} - see 'flops ls'")
+        if changes and not caller.owns(owner, team):
+            raise ForbiddenError(f"project {checked} is {owner}'s - ask them, or an admin")
+
+
+class Audited:
+    """Writes what was asked, by whom, and what became of it into the audit log, before it is answered.
+
+    Requests that change nothing are written where they are refused.
+    """
+
+    def __init__(self, app: ASGIApp, manager: Manager) -> None:
+        self._app = app
+        self._manager = manager
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start" and _counts(scope, message["status"]):
+                await asyncio.to_thread(self._append, scope, message["status"])
+            await send(message)
+
+        await self._app(scope, receive, noted)
+
+    def _append(self, scope: Scope, status: int) -> None:
+        state: dict[str, Any] = scope.get("state", {})
+        caller = state.get("caller")
+        client = scope.get("client")
+        try:
+            self._manager.audit.append(
+                user=caller.user if caller is not None else "",
+                token=caller.token if caller is not None else "",
+                address=client[0] if client else "",
+                action=f"{scope['method']} {_route(scope)}",
+                object=state.get("about") or scope["path"],
+                outcome=status,
+            )
+        except FlopsError:
+            log.exception("the audit log has no entry of %s %s", scope["method"], scope["path"])
+
+
+def _counts(scope: Scope, status: int) -> bool:
+    if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
+        return True
+    if scope["method"] in (*READS, "OPTIONS") or status == HTTPStatus.TOO_MANY_REQUESTS:
+        return False
+    return (scope["method"], _route(scope)) not in NOT_AUDITED
+
+
+def _route(scope: Scope) -> str:
+    route = scope.get("route")
+    return str(route.path) if route is not None else str(scope["path"])
 
 
 class OwnNamesOnly:
-    """Refuses requests that were sent to another name than this machine's loopback."""
+    """Refuses requests that were sent to another name than one of the manager's.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        names: as they stand in the Host header, without a port.
+    """
+
+    def __init__(self, app: ASGIApp, names: Iterable[str] = LOOPBACK) -> None:
         self._app = app
+        self._names = frozenset(name.lower() for name in names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -48,11 +177,11 @@ class OwnNamesOnly:
             name = hosts[0].decode("latin-1") if len(hosts) == 1 else ""
             if not name.endswith("]"):
                 name = name.rpartition(":")[0] or name
-            if name.lower() not in _OWN_NAMES:
+            if name.lower() not in self._names:
                 answer = problem(
                     HTTPStatus.MISDIRECTED_REQUEST,
                     InvalidInputError.code,
-                    "the manager answers to 127.0.0.1 and localhost only - use its own address",
+                    f"the manager answers to {', '.join(sorted(self._names))} only - use its own address",
                 )
                 await answer(scope, receive, send)
                 return

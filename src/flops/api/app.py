@@ -11,9 +11,10 @@ from fastapi.responses import StreamingResponse
 
 from flops import __version__
 from flops.api import problems, schemas
-from flops.api.access import LimitedBody, OwnNamesOnly, bearer_token, only_with
+from flops.api.access import Audited, Guard, LimitedBody, OwnNamesOnly, bearer_token
 from flops.api.archive import tar
 from flops.api.data import MAX_UPLOAD_BYTES, UPLOAD_PATH, data_routes
+from flops.api.identity import identity_routes
 from flops.api.images import image_routes
 from flops.api.problems import documented
 from flops.api.projects import project_routes
@@ -31,7 +32,7 @@ def create_app(manager: Manager, token: str, stop: Callable[[], None]) -> FastAP
     """The REST API.
 
     Args:
-        token: what callers have to bring.
+        token: of this FLOPS_HOME's own user, who may do everything.
         stop: ends the server, after the answer was sent.
     """
     app = FastAPI(
@@ -43,8 +44,9 @@ def create_app(manager: Manager, token: str, stop: Callable[[], None]) -> FastAP
     )
     problems.install(app)
     app.include_router(_health())
-    guarded = [Depends(only_with(token))]
+    guarded = [Depends(Guard(manager, token))]
     for routes in (
+        identity_routes(manager),
         project_routes(manager),
         data_routes(manager),
         _model_routes(manager),
@@ -57,6 +59,7 @@ def create_app(manager: Manager, token: str, stop: Callable[[], None]) -> FastAP
         LimitedBody,
         limit_bytes=_limit_bytes,
     )
+    app.add_middleware(Audited, manager=manager)
     app.add_middleware(OwnNamesOnly)
     _document_problems(app)
     return app

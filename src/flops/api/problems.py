@@ -3,6 +3,7 @@ application/problem+json).
 """
 
 import logging
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -23,6 +24,8 @@ STATUS: Mapping[type[FlopsError], HTTPStatus] = {
     errors.NotFoundError: HTTPStatus.NOT_FOUND,
     errors.ConflictError: HTTPStatus.CONFLICT,
     errors.UnauthorizedError: HTTPStatus.UNAUTHORIZED,
+    errors.ForbiddenError: HTTPStatus.FORBIDDEN,
+    errors.TooManyRequestsError: HTTPStatus.TOO_MANY_REQUESTS,
     errors.UnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.FailedError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.FlopsError: HTTPStatus.INTERNAL_SERVER_ERROR,
@@ -30,8 +33,15 @@ STATUS: Mapping[type[FlopsError], HTTPStatus] = {
 _CODES = {
     HTTPStatus.NOT_FOUND: errors.NotFoundError.code,
     HTTPStatus.UNAUTHORIZED: errors.UnauthorizedError.code,
+    HTTPStatus.FORBIDDEN: errors.ForbiddenError.code,
 }
 MEDIA_TYPE = "application/problem+json"
+_ANYWHERE = (
+    HTTPStatus.UNAUTHORIZED,
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.UNPROCESSABLE_ENTITY,
+    HTTPStatus.TOO_MANY_REQUESTS,
+)
 
 
 def status_of(error: FlopsError) -> HTTPStatus:
@@ -66,13 +76,16 @@ def documented(*statuses: HTTPStatus) -> dict[int | str, dict[str, Any]]:
             "description": status.phrase,
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
         }
-        for status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.UNPROCESSABLE_ENTITY, *statuses)
+        for status in (*_ANYWHERE, *statuses)
     }
 
 
 async def _of_flops(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, FlopsError)
-    return problem(status_of(error), error.code, str(error))
+    answer = problem(status_of(error), error.code, str(error))
+    if isinstance(error, errors.TooManyRequestsError):
+        answer.headers["Retry-After"] = str(math.ceil(error.retry_after_s))
+    return answer
 
 
 async def _of_validation(request: Request, error: Exception) -> JSONResponse:

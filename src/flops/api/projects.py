@@ -8,11 +8,13 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from flops.api import schemas
+from flops.api.access import caller_of
+from flops.api.once import IdempotencyKey, once
 from flops.api.problems import documented
 from flops.api.stream import follow
 from flops.core.errors import InvalidInputError
-from flops.core.ids import project_id
-from flops.manager import Manager
+from flops.core.ids import ProjectId, project_id
+from flops.manager import Manager, State, Wanted
 
 _SCORING_TYPES = ("application/json", "text/csv")
 
@@ -24,15 +26,37 @@ def project_routes(manager: Manager) -> APIRouter:
         "",
         status_code=HTTPStatus.CREATED,
         response_model=schemas.ProjectView,
-        responses=documented(),
+        responses=documented(HTTPStatus.CONFLICT),
         summary="Submit a project",
     )
-    def submit(submission: schemas.Submission) -> Any:
-        return manager.submit(submission.spec)
+    def submit(
+        submission: schemas.Submission, request: Request, response: Response, key: IdempotencyKey = None
+    ) -> Any:
+        owner = caller_of(request).user
 
-    @routes.get("", response_model=schemas.ProjectList, responses=documented())
-    def list_projects() -> Any:
-        return {"projects": manager.projects()}
+        def carry_out(new: ProjectId) -> dict[str, Any]:
+            request.state.about = f"project {new}"
+            return manager.submit(submission.spec, new, owner=owner)
+
+        return once(manager, request, response, key, submission, carry_out)
+
+    @routes.get(
+        "", response_model=schemas.ProjectList, responses=documented(), summary="Projects, the newest first"
+    )
+    def list_projects(
+        request: Request,
+        state: Annotated[list[State] | None, Query(description="Any of these")] = None,
+        name: Annotated[str | None, Query(max_length=200)] = None,
+        text: Annotated[
+            str | None, Query(max_length=200, description="Somewhere in id, name, source or reason")
+        ] = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+        after: Annotated[str | None, Query(max_length=100, description="'next' of the page before")] = None,
+    ) -> Any:
+        caller = caller_of(request)
+        whose = None if caller.sees_all else caller.user
+        page = manager.page(Wanted(whose, caller.teams, state or (), name, text, after, limit))
+        return {"projects": page.projects, "next": page.next}
 
     @routes.get("/{project}", response_model=schemas.ProjectView, responses=documented(HTTPStatus.NOT_FOUND))
     def get_project(project: str) -> Any:
@@ -66,13 +90,32 @@ def project_routes(manager: Manager) -> APIRouter:
         return manager.resume(project_id(project))
 
     @routes.post(
+        "/{project}/retry",
+        response_model=schemas.ProjectView,
+        responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+        summary="Attempt a failed or stopped project once more, from its last finished step or round",
+    )
+    def retry_project(project: str, request: Request, response: Response, key: IdempotencyKey = None) -> Any:
+        checked = project_id(project)
+        return once(manager, request, response, key, None, lambda _: manager.retry(checked))
+
+    @routes.post(
         "/{project}/extend",
         response_model=schemas.ProjectView,
         responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
         summary="Let a finished or paused project train more rounds",
     )
-    def extend_project(project: str, extension: schemas.Extension) -> Any:
-        return manager.extend(project_id(project), extension.rounds)
+    def extend_project(
+        project: str,
+        extension: schemas.Extension,
+        request: Request,
+        response: Response,
+        key: IdempotencyKey = None,
+    ) -> Any:
+        checked = project_id(project)
+        return once(
+            manager, request, response, key, extension, lambda _: manager.extend(checked, extension.rounds)
+        )
 
     @routes.put(
         "/{project}/deployment",

@@ -85,6 +85,8 @@ class DeploymentView(BaseModel):
 class ProjectView(BaseModel):
     id: str
     name: str
+    owner: str
+    team: str | None
     state: str
     reason: str | None
     created: float
@@ -107,8 +109,31 @@ class ProjectView(BaseModel):
     experiment_url: str | None
 
 
+class ProjectSummary(BaseModel):
+    """What one line shows of a project."""
+
+    id: str
+    name: str
+    owner: str
+    team: str | None
+    state: str
+    reason: str | None
+    source: str
+    created: float
+    updated: float
+    finished: float | None
+    rounds_done: int
+    rounds_total: int
+    metrics: dict[str, float | None] | None
+    best_round: int | None
+    model: ModelRef | None
+
+
 class ProjectList(BaseModel):
-    projects: list[ProjectView]
+    projects: list[ProjectSummary]
+    """The newest first."""
+    next: str | None
+    """Send it as ``after`` for the projects behind these; null: there are none."""
 
 
 class EventView(BaseModel):

@@ -38,6 +38,22 @@ class UnauthorizedError(FlopsError):
     code = "unauthorized"
 
 
+class ForbiddenError(UnauthorizedError):
+    """The caller is known, and may not do this: ask somebody who may."""
+
+    code = "forbidden"
+
+
+class TooManyRequestsError(FlopsError):
+    """The caller asks too often: wait, then ask again."""
+
+    code = "too-many-requests"
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
 class UnavailableError(FlopsError):
     """Something needed is away for now: try again later, nothing else has to change."""
 
@@ -57,6 +73,8 @@ BY_CODE: Mapping[str, type[FlopsError]] = {
         NotFoundError,
         ConflictError,
         UnauthorizedError,
+        ForbiddenError,
+        TooManyRequestsError,
         UnavailableError,
         FailedError,
     )

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flops.manager.home import Home, RemoteReports, claim_home
+    from flops.manager.listing import Page, Wanted
     from flops.manager.manager import Manager
+    from flops.manager.once import CarryOut, OnceRequest
     from flops.manager.reports import MAX_REPORTS, Report, parse_report
     from flops.manager.states import RESTING, TERMINAL, State
 
@@ -20,11 +22,15 @@ __all__ = [
     "MAX_REPORTS",
     "RESTING",
     "TERMINAL",
+    "CarryOut",
     "Home",
     "Manager",
+    "OnceRequest",
+    "Page",
     "RemoteReports",
     "Report",
     "State",
+    "Wanted",
     "claim_home",
     "parse_report",
 ]
@@ -33,7 +39,11 @@ _HOMES = {
     "Home": "home",
     "RemoteReports": "home",
     "claim_home": "home",
+    "Page": "listing",
+    "Wanted": "listing",
     "Manager": "manager",
+    "CarryOut": "once",
+    "OnceRequest": "once",
     "MAX_REPORTS": "reports",
     "Report": "reports",
     "parse_report": "reports",

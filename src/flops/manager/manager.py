@@ -28,6 +28,7 @@ from flops.core.ids import ProjectId, ServiceName, new_project_id
 from flops.core.settings import Settings
 from flops.core.spec import ProjectSpec, spec_from_mapping
 from flops.federation import check_strategy
+from flops.identity import AuditLog, IdentityStore
 from flops.manager import choosing, deployment, orchestrators, packaging
 from flops.manager.broadcast import Broadcast
 from flops.manager.cancellation import Cancellation, Places
@@ -35,7 +36,9 @@ from flops.manager.grounds import ONNX, Ground, ImageGround, ProgramGround, conf
 from flops.manager.image_builds import ImageBuilds
 from flops.manager.inference import Answer, Inference
 from flops.manager.lifecycle import Surroundings
+from flops.manager.listing import Page, Wanted
 from flops.manager.nodes import Nodes
+from flops.manager.once import CarryOut, Once, OnceRequest
 from flops.manager.orchestrators import open_programs
 from flops.manager.paths import ProjectPaths, write_private_json
 from flops.manager.ports import Ports
@@ -52,10 +55,10 @@ from flops.manager.states import (
     MODEL_IMAGE,
     PAUSABLE,
     REGISTER,
+    RETRIABLE,
     Observation,
     State,
 )
-    RETRIABLE,
 from flops.manager.step_process import StepProcess, StepRunner
 from flops.manager.store import Store
 from flops.manager.support import Support
@@ -101,7 +104,12 @@ class Manager:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _claim_run_dir(settings.run_dir)
         self.broadcast = Broadcast()
-        self._store = Store(open_database(settings.database), self._clock, self.broadcast.notify)
+        database = open_database(settings.database)
+        self._store = Store(database, self._clock, self.broadcast.notify)
+        self._once = Once(database, self._clock)
+        self.identity = IdentityStore(database, self._clock)
+        self.identity.ensure_admin()
+        self.audit = AuditLog(database, self._clock)
         self._programs = programs or orchestrator or open_programs(settings)
         self._orchestrator = orchestrator or self._programs
         ports = Ports(settings.home / "ports.json")
@@ -165,9 +173,19 @@ class Manager:
 
     # projects
 
-    def submit(self, mapping: Mapping[str, Any]) -> dict[str, Any]:
+    def submit(
+        self,
+        mapping: Mapping[str, Any],
+        project: ProjectId | None = None,
+        *,
+        owner: str = "admin",
+        team: str | None = None,
+    ) -> dict[str, Any]:
         """Take a new project.
 
+        Args:
+            project: its id; nothing is done where there is such a project already. None: a new one.
+            team: whose members may see and change it like its owner.
         Raises:
             InvalidInputError: the spec is wrong, names a model that is not there, or wants what this version
                 cannot do.
@@ -176,7 +194,9 @@ class Manager:
         _check_possible(spec, images=self._orchestrator.runs_images)
         if spec.model.initial is not None:
             packaging.parameters_of(self._store, spec.model.initial)
-        project = new_project_id()
+        project = project or new_project_id()
+        with suppress(NotFoundError):
+            return self.project(project)
         deployment.write_spec(self.settings, project, spec)
         self._store.create_project(
             project,
@@ -184,9 +204,15 @@ class Manager:
             spec=spec.to_json(redacted=True),
             source=spec.redacted_repo,
             rounds_total=_rounds_of_root(spec),
+            owner=owner,
+            team=team,
         )
         self._reconciler.take(project)
         return self.project(project)
+
+    def once(self, request: OnceRequest, carry_out: CarryOut) -> tuple[dict[str, Any], bool]:
+        """Carry a request out once; see `Once.answer`."""
+        return self._once.answer(request, carry_out)
 
     def project(self, project: ProjectId) -> dict[str, Any]:
         """Raises: NotFoundError: there is no such project."""
@@ -204,9 +230,13 @@ class Manager:
             ui_url=self._support.ui_url(),
         )
 
-    def projects(self) -> list[dict[str, Any]]:
-        """All projects, the newest first."""
-        return [self.project(row.id) for row in self._store.projects()]
+    def page(self, wanted: Wanted) -> Page:
+        """Projects as one line shows them, the newest first.
+
+        Raises:
+            InvalidInputError: the cursor is none.
+        """
+        return self._store.page(wanted)
 
     def stop(self, project: ProjectId) -> dict[str, Any]:
         """Stop a project; it is `stopping` when this returns, and `stopped` soon after.
@@ -286,6 +316,26 @@ class Manager:
         self._reconciler.take(project)
         return self.project(project)
 
+    def retry(self, project: ProjectId) -> dict[str, Any]:
+        """Attempt a failed or stopped project once more, from its last finished step or round.
+
+        Raises:
+            ConflictError: it is neither.
+        """
+        row = self._store.project(project)
+        if row.state not in RETRIABLE:
+            advice = f"train more rounds with 'flops extend {project}'"
+            if not row.terminal:
+                advice = "only a failed or stopped project can be attempted again"
+            raise ConflictError(f"project {project} is {row.state} - {advice}")
+        if not self._reconciler.wait_settled(project, STOP_TIMEOUT_S):
+            raise ConflictError(f"project {project} is still being cleaned up - try again")
+        done = self._store.steps(project)
+        prepared = done.keys() >= steps_of(row, self._orchestrator).keys()
+        self._store.retry(project, prepared=prepared)
+        self._reconciler.take(project)
+        return self.project(project)
+
     def remove(self, project: ProjectId, *, force: bool = False) -> None:
         """Forget a project that is at its end: its rows, folder, logs and mock data. Its registered models
         stay.
@@ -315,29 +365,18 @@ class Manager:
         self._tracker.remove(project)
         shutil.rmtree(ProjectPaths.of(self.settings, project).folder, ignore_errors=True)
 
-    def retry(self, project: ProjectId) -> dict[str, Any]:
-        """Attempt a failed or stopped project once more, from its last finished step or round.
-
-        Raises:
-            ConflictError: it is neither.
-        """
-        row = self._store.project(project)
-        if row.state not in RETRIABLE:
-            advice = f"train more rounds with 'flops extend {project}'"
-            if not row.terminal:
-                advice = "only a failed or stopped project can be attempted again"
-            raise ConflictError(f"project {project} is {row.state} - {advice}")
-        if not self._reconciler.wait_settled(project, STOP_TIMEOUT_S):
-            raise ConflictError(f"project {project} is still being cleaned up - try again")
-        done = self._store.steps(project)
-        prepared = done.keys() >= steps_of(row, self._orchestrator).keys()
-        self._store.retry(project, prepared=prepared)
-        self._reconciler.take(project)
-        return self.project(project)
-
     def events(self, project: ProjectId, after: int = 0, limit: int = 1000) -> list[Event]:
         """Raises: NotFoundError: there is no such project."""
         return self._store.events(project, after, limit)
+
+    def belongs_to(self, project: ProjectId) -> tuple[str, str | None]:
+        """The owner of a project, and its team.
+
+        Raises:
+            NotFoundError: there is no such project.
+        """
+        row = self._store.project(project)
+        return row.owner, row.team
 
     def is_resting(self, project: ProjectId) -> bool:
         """Whether nothing happens to the project any more by itself: it is at its end, or paused.

@@ -29,6 +29,8 @@ class Project:
     best_round: int | None
     tracking: dict[str, Any] | None
     cleaned: bool
+    owner: str
+    team: str | None
 
     @property
     def terminal(self) -> bool:

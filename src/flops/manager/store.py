@@ -16,6 +16,7 @@ from flops.core.events import Event, EventKind
 from flops.core.ids import LearnerId, ProjectId, ServiceName
 from flops.manager import tables
 from flops.manager.clustering import with_ancestors
+from flops.manager.listing import Page, Wanted, page_of_projects
 from flops.manager.reports import Report, apply_report
 from flops.manager.rows import Cluster, Deployment, Learner, Model, Project, Service
 from flops.manager.states import (
@@ -68,6 +69,8 @@ class Store:
         spec: Mapping[str, Any],
         source: str,
         rounds_total: int,
+        owner: str = "admin",
+        team: str | None = None,
     ) -> Project:
         now = self._clock.now()
         with writing(self._engine) as connection:
@@ -85,6 +88,8 @@ class Store:
                     rounds_done=0,
                     rounds_total=rounds_total,
                     cleaned=False,
+                    owner=owner,
+                    team=team,
                 )
             )
             self._add_event(
@@ -107,6 +112,11 @@ class Store:
         query = sa.select(tables.projects).order_by(tables.projects.c.created.desc(), tables.projects.c.id)
         with reading(self._engine) as connection:
             return [_to_project(row) for row in connection.execute(query)]
+
+    def page(self, wanted: Wanted) -> Page:
+        """Projects as one line shows them, the newest first; see `page_of_projects`."""
+        with reading(self._engine) as connection:
+            return page_of_projects(connection, wanted)
 
     def unsettled(self) -> list[ProjectId]:
         """Projects that still need the reconciler: not at rest, or not cleaned up after their end."""
@@ -186,18 +196,8 @@ class Store:
         self.on_change(project)
         return following
 
-    def set_cleaned(self, project: ProjectId) -> None:
-        self._update(project, cleaned=True)
-
-    def set_tracking(self, project: ProjectId, tracking: Mapping[str, Any]) -> None:
-        self._update(project, tracking=dict(tracking))
-
-    def set_spooled(self, project: ProjectId, seq: int) -> None:
-        self._update(project, spooled_seq=seq)
-
-    def delete_project(self, project: ProjectId) -> None:
     def retry(self, project: ProjectId, *, prepared: bool) -> State:
-        """Commit that a failed or stopped project is attempted once more, from its last finished step or round.
+        """Commit that a failed or stopped project is attempted once more, from its last finished step.
 
         Raises:
             ConflictError: the project is neither, or not cleaned up yet.
@@ -236,6 +236,16 @@ class Store:
         self.on_change(project)
         return following
 
+    def set_cleaned(self, project: ProjectId) -> None:
+        self._update(project, cleaned=True)
+
+    def set_tracking(self, project: ProjectId, tracking: Mapping[str, Any]) -> None:
+        self._update(project, tracking=dict(tracking))
+
+    def set_spooled(self, project: ProjectId, seq: int) -> None:
+        self._update(project, spooled_seq=seq)
+
+    def delete_project(self, project: ProjectId) -> None:
         """Raises: ConflictError: the project is not at its end, or not cleaned up yet."""
         with writing(self._engine) as connection:
             row = self._project(connection, project)

@@ -38,7 +38,7 @@ projects = Table(
     Column("reason", Text),
     Column("spec", JSON, nullable=False),
     Column("source", Text, nullable=False),
-    Column("created", Float, nullable=False),
+    Column("created", Float, nullable=False, index=True),
     Column("updated", Float, nullable=False),
     Column("finished", Float),
     # The last event's number: read and raised in the transaction that adds the event.
@@ -55,6 +55,9 @@ projects = Table(
     Column("tracking", JSON),
     # False while services of the project may still be there.
     Column("cleaned", Boolean, nullable=False, default=False),
+    # A user's name, and the team that shares it, if one does.
+    Column("owner", String(60), nullable=False, server_default="admin"),
+    Column("team", String(60)),
 )
 
 steps = Table(
@@ -161,4 +164,20 @@ models = Table(
     Column("created", Float, nullable=False),
     Column("uri", Text, nullable=False),
     Column("folder", Text),
+)
+
+# Of creating requests that brought an Idempotency-Key; see `flops.manager.once`.
+answers = Table(
+    "answers",
+    metadata,
+    # A user's name: keys of different users never meet.
+    Column("caller", String(60), primary_key=True),
+    Column("key", String(200), primary_key=True),
+    # SHA-256 of the request: the same key with another one is a mistake.
+    Column("request", String(64), nullable=False),
+    # The id that the request's project gets; known before the project is there.
+    Column("project", String(16), nullable=False),
+    Column("created", Float, nullable=False, index=True),
+    # None: the request is being carried out, or was cut off.
+    Column("answer", JSON),
 )

@@ -39,6 +39,8 @@ def project_view(
     return {
         "id": project.id,
         "name": project.name,
+        "owner": project.owner,
+        "team": project.team,
         "state": project.state.value,
         "reason": project.reason,
         "created": project.created,

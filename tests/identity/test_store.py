@@ -1,0 +1,124 @@
+"""Users and tokens on a real database."""
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from flops.core.clock import ManualClock
+from flops.core.errors import ConflictError, InvalidInputError, NotFoundError, UnauthorizedError
+from flops.identity import IdentityStore, Role
+
+
+def test_the_first_user_is_an_admin_and_made_once(identity: IdentityStore) -> None:
+    identity.ensure_admin()
+    identity.ensure_admin()
+    (admin,) = identity.users()
+    assert (admin.name, admin.role) == ("admin", Role.ADMIN)
+    identity.add_user("second", Role.ADMIN)
+    identity.ensure_admin()
+    assert len(identity.users()) == 2
+
+
+def test_a_token_brings_its_user_in_until_it_is_revoked(identity: IdentityStore, clock: ManualClock) -> None:
+    identity.add_user("ann@example.org", Role.ENGINEER, ["blue"])
+    token, text = identity.add_token("ann@example.org", "laptop", ["projects:read"])
+    caller = identity.caller(text)
+    assert (caller.user, caller.role, caller.teams) == ("ann@example.org", Role.ENGINEER, frozenset({"blue"}))
+    assert caller.scopes == {"projects:read"}
+    assert caller.token == token.id
+    assert identity.token(token.id).last_used == clock.now()
+    identity.revoke(token.id)
+    revoked = identity.token(token.id).revoked
+    clock.advance(5)
+    assert identity.revoke(token.id).revoked == revoked
+    with pytest.raises(UnauthorizedError, match="wrong, revoked or expired"):
+        identity.caller(text)
+
+
+def test_a_token_expires(identity: IdentityStore, clock: ManualClock) -> None:
+    identity.add_user("ann", Role.ENGINEER)
+    _, text = identity.add_token("ann", "ci", lasts_s=60)
+    clock.advance(59)
+    identity.caller(text)
+    clock.advance(1)
+    with pytest.raises(UnauthorizedError):
+        identity.caller(text)
+
+
+def test_a_disabled_user_is_out_and_comes_back(identity: IdentityStore) -> None:
+    identity.ensure_admin()
+    identity.add_user("ann", Role.ENGINEER)
+    _, text = identity.add_token("ann", "laptop")
+    identity.change_user("ann", disabled=True)
+    with pytest.raises(UnauthorizedError):
+        identity.caller(text)
+    identity.change_user("ann", disabled=False, role=Role.AUDITOR, teams=["red"])
+    caller = identity.caller(text)
+    assert (caller.role, caller.teams) == (Role.AUDITOR, frozenset({"red"}))
+
+
+def test_the_only_admin_stays(identity: IdentityStore) -> None:
+    identity.ensure_admin()
+    for change in ({"disabled": True}, {"role": Role.ENGINEER}):
+        with pytest.raises(ConflictError, match="the only admin"):
+            identity.change_user("admin", **change)
+    assert identity.user("admin").role is Role.ADMIN
+    identity.add_user("second", Role.ADMIN)
+    assert identity.change_user("admin", disabled=True).disabled
+
+
+@pytest.mark.parametrize("change", [slice(0, -1), slice(1, None), slice(0, 20)])
+def test_nothing_near_a_token_comes_in(identity: IdentityStore, change: slice) -> None:
+    identity.ensure_admin()
+    _, text = identity.add_token("admin", "test")
+    wrong = [text[change], text[:-1] + ("A" if text[-1] != "A" else "B"), text + "A", "", "flops__"]
+    for one in wrong:
+        with pytest.raises(UnauthorizedError):
+            identity.caller(one)
+
+
+def test_no_tokens_text_is_in_the_database(
+    identity: IdentityStore, engine: sa.Engine, tmp_path: Path
+) -> None:
+    identity.ensure_admin()
+    _, text = identity.add_token("admin", "test")
+    engine.dispose()  # nothing stays in the write-ahead log alone
+    secret = text.rpartition("_")[2].encode()
+    assert all(secret not in path.read_bytes() for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["", "Ann", "-ann", "ann-", "a b", "ä", "a" * 61, "a\n", "../x"])
+def test_impossible_names_are_refused(identity: IdentityStore, name: str) -> None:
+    with pytest.raises(InvalidInputError, match="cannot be the name of a user"):
+        identity.add_user(name, Role.ENGINEER)
+    with pytest.raises(InvalidInputError, match="cannot be the name of a team"):
+        identity.add_user("ann", Role.ENGINEER, [name])
+    assert identity.users() == []
+
+
+def test_what_is_not_there_is_named(identity: IdentityStore) -> None:
+    with pytest.raises(NotFoundError, match="no user 'bob'"):
+        identity.add_token("bob", "x")
+    with pytest.raises(NotFoundError, match="no user 'bob'"):
+        identity.change_user("bob", disabled=True)
+    with pytest.raises(NotFoundError, match="no token 'f00'"):
+        identity.revoke("f00")
+    identity.add_user("ann", Role.ENGINEER)
+    with pytest.raises(ConflictError, match="user 'ann' is there already"):
+        identity.add_user("ann", Role.ADMIN)
+    for name, lasts_s in (("", None), ("a\x00", None), ("x" * 101, None), ("x", 0.0), ("x", 1e9)):
+        with pytest.raises(InvalidInputError):
+            identity.add_token("ann", name, lasts_s=lasts_s)
+
+
+def test_a_user_has_a_bounded_number_of_tokens(identity: IdentityStore) -> None:
+    identity.add_user("ann", Role.ENGINEER)
+    first = identity.add_token("ann", "0")[0]
+    for number in range(1, 100):
+        identity.add_token("ann", str(number))
+    with pytest.raises(ConflictError, match="has 100 tokens - revoke some first"):
+        identity.add_token("ann", "one more")
+    identity.revoke(first.id)
+    identity.add_token("ann", "one more")
+    assert len(identity.tokens("ann")) == 101
