@@ -1,21 +1,22 @@
 """The two applications: the REST API, and the routes where services report."""
 
 import asyncio
-import os
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Request
-from fastapi.responses import StreamingResponse
 
 from flops import __version__
 from flops.api import problems, schemas
 from flops.api.access import Audited, Guard, LimitedBody, OwnNamesOnly, bearer_token
-from flops.api.archive import tar
 from flops.api.data import MAX_UPLOAD_BYTES, UPLOAD_PATH, data_routes
+from flops.api.health import health_routes, readiness_routes
 from flops.api.identity import identity_routes
 from flops.api.images import image_routes
+from flops.api.metrics import Counted, metrics_routes
+from flops.api.models import model_routes
+from flops.api.nodes import node_routes
 from flops.api.problems import documented
 from flops.api.projects import project_routes
 from flops.core.ids import project_id
@@ -43,13 +44,16 @@ def create_app(manager: Manager, token: str, stop: Callable[[], None]) -> FastAP
         redoc_url=None,
     )
     problems.install(app)
-    app.include_router(_health())
+    app.include_router(health_routes())
     guarded = [Depends(Guard(manager, token))]
     for routes in (
         identity_routes(manager),
         project_routes(manager),
         data_routes(manager),
-        _model_routes(manager),
+        model_routes(manager),
+        node_routes(manager),
+        readiness_routes(manager),
+        metrics_routes(manager),
         image_routes(manager),
         _own_routes(manager, stop),
     ):
@@ -61,6 +65,7 @@ def create_app(manager: Manager, token: str, stop: Callable[[], None]) -> FastAP
     )
     app.add_middleware(Audited, manager=manager)
     app.add_middleware(OwnNamesOnly)
+    app.add_middleware(Counted, figures=manager.figures)
     _document_problems(app)
     return app
 
@@ -103,40 +108,6 @@ def create_reports_app(manager: Manager) -> FastAPI:
         limit_bytes=lambda path: _MAX_MODEL_BYTES if path.endswith("/model") else _MAX_REPORTS_BYTES,
     )
     return app
-
-
-def _health() -> APIRouter:
-    routes = APIRouter(tags=["manager"])
-
-    @routes.get("/v1/health", response_model=schemas.Health)
-    async def health() -> Any:
-        return {"status": "ok", "version": __version__, "pid": os.getpid()}
-
-    return routes
-
-
-def _model_routes(manager: Manager) -> APIRouter:
-    routes = APIRouter(prefix="/v1/models", tags=["models"])
-
-    @routes.get("", response_model=schemas.ModelList, responses=documented())
-    def list_models() -> Any:
-        return {"models": manager.models()}
-
-    @routes.get(
-        "/{name}/versions/{version}/archive",
-        response_class=StreamingResponse,
-        responses=documented(HTTPStatus.NOT_FOUND) | {200: {"content": {"application/x-tar": {}}}},
-        summary="A registered model: MLflow's folder and the bare parameters, as a tar archive",
-    )
-    def archive(name: str, version: int) -> Any:
-        files = manager.model_files(name, version)
-        return StreamingResponse(
-            tar(files),
-            media_type="application/x-tar",
-            headers={"Content-Disposition": f'attachment; filename="model-{version}.tar"'},
-        )
-
-    return routes
 
 
 def _own_routes(manager: Manager, stop: Callable[[], None]) -> APIRouter:

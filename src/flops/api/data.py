@@ -71,6 +71,15 @@ def data_routes(manager: Manager) -> APIRouter:
     def list_fragments(tag: Annotated[list[str] | None, Query()] = None, site: str | None = None) -> Any:
         return {"fragments": manager.fragments(tag or [], site)}
 
+    @routes.get(
+        "/tags",
+        response_model=schemas.DataTagList,
+        responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
+        summary="What is held under each data tag",
+    )
+    def list_tags() -> Any:
+        return {"tags": manager.data_tags()}
+
     @routes.delete(
         "/fragments/{fragment}",
         status_code=HTTPStatus.NO_CONTENT,

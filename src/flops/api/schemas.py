@@ -25,6 +25,33 @@ class Health(BaseModel):
     pid: int
 
 
+class Check(BaseModel):
+    ok: bool
+    reason: str | None
+
+
+class Readiness(BaseModel):
+    ready: bool
+    checks: dict[str, Check]
+    """``database``, ``orchestrator``, ``recorder``."""
+
+
+class NodeView(BaseModel):
+    """A machine that runs services."""
+
+    name: str
+    platform: str
+    cpus: int
+    memory_mb: int
+    labels: dict[str, str]
+    address: str
+    ready: bool
+
+
+class NodeList(BaseModel):
+    nodes: list[NodeView]
+
+
 class Submission(_Request):
     spec: dict[str, Any]
     """Our own form or the SLA of the FLOps thesis."""
@@ -171,6 +198,20 @@ class FragmentList(BaseModel):
     fragments: list[FragmentView]
 
 
+class DataTag(BaseModel):
+    """What is held under one data tag."""
+
+    tag: str
+    sites: list[str]
+    fragments: int
+    num_examples: int
+    size_bytes: int
+
+
+class DataTagList(BaseModel):
+    tags: list[DataTag]
+
+
 class MockRequest(_Request):
     dataset: Literal["mnist", "digits"] = "mnist"
     tags: Annotated[list[str], Field(min_length=1, max_length=100)]
@@ -197,6 +238,11 @@ class ModelView(BaseModel):
 
 class ModelList(BaseModel):
     models: list[ModelView]
+
+
+class ModelVersions(BaseModel):
+    name: str
+    versions: list[ModelView]
 
 
 class ImageView(BaseModel):

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flops.manager.figures import Figures
     from flops.manager.home import Home, RemoteReports, claim_home
     from flops.manager.listing import Page, Wanted
     from flops.manager.manager import Manager
@@ -23,6 +24,7 @@ __all__ = [
     "RESTING",
     "TERMINAL",
     "CarryOut",
+    "Figures",
     "Home",
     "Manager",
     "OnceRequest",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Figures": "figures",
     "Home": "home",
     "RemoteReports": "home",
     "claim_home": "home",

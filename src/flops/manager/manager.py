@@ -11,6 +11,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from flops.identity import AuditLog, IdentityStore
 from flops.manager import choosing, deployment, orchestrators, packaging
 from flops.manager.broadcast import Broadcast
 from flops.manager.cancellation import Cancellation, Places
+from flops.manager.figures import Figures
 from flops.manager.grounds import ONNX, Ground, ImageGround, ProgramGround, config_file
 from flops.manager.image_builds import ImageBuilds
 from flops.manager.inference import Answer, Inference
@@ -105,7 +107,9 @@ class Manager:
         _claim_run_dir(settings.run_dir)
         self.broadcast = Broadcast()
         database = open_database(settings.database)
-        self._store = Store(database, self._clock, self.broadcast.notify)
+        self.figures = Figures()
+        self._store = Store(database, self._clock, self.broadcast.notify, self.figures)
+        self.figures.watch_projects(self._store.counts)
         self._once = Once(database, self._clock)
         self.identity = IdentityStore(database, self._clock)
         self.identity.ensure_admin()
@@ -492,6 +496,20 @@ class Manager:
     def fragments(self, tags: Sequence[str], site: str | None) -> list[dict[str, Any]]:
         return list(self._call_data("data-list", {"tags": list(tags), "site": site})["fragments"])
 
+    def data_tags(self) -> list[dict[str, Any]]:
+        """What is held under each data tag, by name."""
+        found: dict[str, dict[str, Any]] = {}
+        for fragment in self.fragments((), None):
+            for tag in fragment["tags"]:
+                one = found.setdefault(
+                    tag, {"tag": tag, "sites": set(), "fragments": 0, "num_examples": 0, "size_bytes": 0}
+                )
+                one["sites"].add(fragment["site"])
+                one["fragments"] += 1
+                one["num_examples"] += fragment["num_examples"]
+                one["size_bytes"] += fragment["size_bytes"]
+        return [found[tag] | {"sites": sorted(found[tag]["sites"])} for tag in sorted(found)]
+
     def drop_fragment(self, fragment: str) -> None:
         """Raises: NotFoundError: there is no such fragment."""
         self._call_data("data-drop", {"id": fragment})
@@ -505,6 +523,21 @@ class Manager:
     def models(self) -> list[dict[str, Any]]:
         """Registered models, the newest first."""
         return [model_view(model) for model in self._store.models()]
+
+    def versions(self, name: str) -> list[dict[str, Any]]:
+        """A model's versions, the newest first.
+
+        Raises:
+            NotFoundError: there is no such model.
+        """
+        found = self._store.models(name=name)
+        if not found:
+            raise NotFoundError(f"there is no model '{name[:80]}' - see 'flops models'")
+        return [model_view(model) for model in found]
+
+    def model(self, name: str, version: int) -> dict[str, Any]:
+        """Raises: NotFoundError: there is no such version."""
+        return model_view(self._store.model(name, version))
 
     def model_files(self, name: str, version: int) -> list[tuple[str, Path]]:
         """The files of a registered model, by their names inside it.
@@ -526,6 +559,34 @@ class Manager:
         ]
 
     # the manager itself
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """The orchestrator's nodes, by name.
+
+        Raises:
+            UnavailableError: the orchestrator is away.
+        """
+        return sorted((asdict(node) for node in self._orchestrator.nodes()), key=lambda node: node["name"])
+
+    def readiness(self) -> dict[str, str | None]:
+        """Why something that the manager needs is away, by its name; None: it is there."""
+        checks: dict[str, Callable[[], object]] = {
+            "database": self._store.counts,
+            "orchestrator": self._orchestrator.nodes,
+            "recorder": self._support.check_recorder,
+        }
+        found: dict[str, str | None] = {}
+        for name, check in checks.items():
+            try:
+                check()
+            except FlopsError as error:
+                found[name] = str(error)
+            except Exception as error:
+                log.exception("%s", name)
+                found[name] = f"{type(error).__name__}: {error}"
+            else:
+                found[name] = None
+        return found
 
     def ui(self) -> str:
         """The address of MLflow's GUI, started where it does not run."""

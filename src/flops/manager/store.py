@@ -16,6 +16,7 @@ from flops.core.events import Event, EventKind
 from flops.core.ids import LearnerId, ProjectId, ServiceName
 from flops.manager import tables
 from flops.manager.clustering import with_ancestors
+from flops.manager.figures import Figures
 from flops.manager.listing import Page, Wanted, page_of_projects
 from flops.manager.reports import Report, apply_report
 from flops.manager.rows import Cluster, Deployment, Learner, Model, Project, Service
@@ -51,10 +52,12 @@ class Store:
         engine: Engine,
         clock: Clock | None = None,
         on_change: Callable[[ProjectId], None] = lambda project: None,
+        figures: Figures | None = None,
     ) -> None:
         self._engine = engine
         self._clock = clock or SystemClock()
         self.on_change = on_change
+        self._figures = figures or Figures()
 
     def close(self) -> None:
         self._engine.dispose()
@@ -117,6 +120,13 @@ class Store:
         """Projects as one line shows them, the newest first; see `page_of_projects`."""
         with reading(self._engine) as connection:
             return page_of_projects(connection, wanted)
+
+    def counts(self) -> dict[State, int]:
+        """How many projects there are in each state that has some."""
+        column = tables.projects.c.state
+        query = sa.select(column, sa.func.count()).group_by(column)
+        with reading(self._engine) as connection:
+            return {State(state): int(count) for state, count in connection.execute(query)}
 
     def unsettled(self) -> list[ProjectId]:
         """Projects that still need the reconciler: not at rest, or not cleaned up after their end."""
@@ -324,6 +334,7 @@ class Store:
                 {"step": step, "duration_s": round(now - row.started, 3)}
                 | {key: result[key] for key in _TOLD_OF_STEPS if key in result},
             )
+        self._figures.step_finished(step, now - row.started)
         self.on_change(project)
 
     # services and learners
@@ -464,6 +475,7 @@ class Store:
                 for report in fresh:
                     apply_report(connection, project, report)
                     self._add_event(connection, project, report.kind, report.data, time=report.time)
+        self._figures.accepted(fresh)
         self.on_change(project)
         return fresh[-1].seq
 
@@ -492,12 +504,14 @@ class Store:
             )
         self.on_change(model.project)
 
-    def models(self, project: ProjectId | None = None) -> list[Model]:
+    def models(self, project: ProjectId | None = None, *, name: str | None = None) -> list[Model]:
         """Registered models, the newest first."""
         table = tables.models
         query = sa.select(table).order_by(table.c.created.desc())
         if project is not None:
             query = query.where(table.c.project == project)
+        if name is not None:
+            query = query.where(table.c.name == name)
         with reading(self._engine) as connection:
             return [_to_model(row) for row in connection.execute(query)]
 

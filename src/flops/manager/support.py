@@ -107,6 +107,15 @@ class Support:
         except FileNotFoundError:
             return None
 
+    def check_recorder(self) -> None:
+        """Raises: UnavailableError: the recorder does not run."""
+        statuses = self._orchestrator.list(OWNER)
+        if not any(status.name == _RECORDER and status.state == "running" for status in statuses):
+            raise UnavailableError(
+                "the recorder does not run; what is tracked waits in the spool - see "
+                f"{self._settings.logs_dir}"
+            )
+
     def stop(self) -> None:
         """None of them is left."""
         with self._lock:
