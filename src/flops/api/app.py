@@ -1,7 +1,7 @@
 """The two applications: the REST API, and the routes where services report."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -9,16 +9,17 @@ from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Request
 
 from flops import __version__
 from flops.api import problems, schemas
-from flops.api.access import Audited, Guard, LimitedBody, OwnNamesOnly, bearer_token
+from flops.api.access import LOOPBACK, Audited, Guard, LimitedBody, OwnNamesOnly, bearer_token
 from flops.api.data import MAX_UPLOAD_BYTES, UPLOAD_PATH, data_routes
 from flops.api.health import health_routes, readiness_routes
-from flops.api.identity import identity_routes
+from flops.api.identity import authority_routes, identity_routes
 from flops.api.images import image_routes
 from flops.api.metrics import Counted, metrics_routes
 from flops.api.models import model_routes
 from flops.api.nodes import node_routes
 from flops.api.problems import documented
 from flops.api.projects import project_routes
+from flops.api.reference import reference_routes
 from flops.core.ids import project_id
 from flops.manager import Manager, parse_report
 
@@ -29,12 +30,13 @@ _MAX_MODEL_BYTES = 64 << 30
 SHA256_HEADER = "X-FLOps-SHA256"
 
 
-def create_app(manager: Manager, token: str, stop: Callable[[], None]) -> FastAPI:
+def create_app(manager: Manager, token: str, stop: Callable[[], None], names: Iterable[str] = ()) -> FastAPI:
     """The REST API.
 
     Args:
         token: of this FLOPS_HOME's own user, who may do everything.
         stop: ends the server, after the answer was sent.
+        names: by which other machines call it.
     """
     app = FastAPI(
         title="FLOps",
@@ -45,6 +47,7 @@ def create_app(manager: Manager, token: str, stop: Callable[[], None]) -> FastAP
     )
     problems.install(app)
     app.include_router(health_routes())
+    app.include_router(authority_routes(manager))
     guarded = [Depends(Guard(manager, token))]
     for routes in (
         identity_routes(manager),
@@ -55,6 +58,7 @@ def create_app(manager: Manager, token: str, stop: Callable[[], None]) -> FastAP
         readiness_routes(manager),
         metrics_routes(manager),
         image_routes(manager),
+        reference_routes(manager),
         _own_routes(manager, stop),
     ):
         app.include_router(routes, dependencies=guarded)
@@ -64,10 +68,14 @@ def create_app(manager: Manager, token: str, stop: Callable[[], None]) -> FastAP
         limit_bytes=_limit_bytes,
     )
     app.add_middleware(Audited, manager=manager)
-    app.add_middleware(OwnNamesOnly)
+    app.add_middleware(OwnNamesOnly, names=(*LOOPBACK, *map(_in_header, names)))
     app.add_middleware(Counted, figures=manager.figures)
     _document_problems(app)
     return app
+
+
+def _in_header(name: str) -> str:
+    return f"[{name}]" if ":" in name else name
 
 
 def _limit_bytes(path: str) -> int:

@@ -369,6 +369,20 @@ class Manager:
         self._tracker.remove(project)
         shutil.rmtree(ProjectPaths.of(self.settings, project).folder, ignore_errors=True)
 
+    def remove_all(self) -> None:
+        """`remove` all projects, by force.
+
+        Raises:
+            ConflictError: one of them is still being cleaned up; others are gone.
+        """
+        rows = self._store.projects()
+        for row in rows:
+            with suppress(ConflictError):  # it is at its end
+                self.stop(row.id)
+        for row in rows:
+            with suppress(NotFoundError):  # somebody else removed it
+                self.remove(row.id, force=True)
+
     def events(self, project: ProjectId, after: int = 0, limit: int = 1000) -> list[Event]:
         """Raises: NotFoundError: there is no such project."""
         return self._store.events(project, after, limit)
