@@ -19,8 +19,9 @@ DEADLINE_S = 60.0
 class ManagerProcess:
     """One FLOPS_HOME, and the manager that runs on it at present."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, *arguments: str) -> None:
         self.home = home
+        self._arguments = arguments
         self._process: subprocess.Popen[bytes] | None = None
         self._clients: list[httpx.Client] = []
 
@@ -36,7 +37,7 @@ class ManagerProcess:
     def start(self) -> "ManagerProcess":
         with self.home.with_suffix(".log").open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "flops.manager", "--home", str(self.home)],
+                [sys.executable, "-P", "-m", "flops.manager", "--home", str(self.home), *self._arguments],
                 stdout=subprocess.PIPE,
                 stderr=log,
             )

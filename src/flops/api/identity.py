@@ -4,6 +4,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Query, Request
+from fastapi.responses import PlainTextResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from flops.api.access import caller_of
@@ -110,6 +111,28 @@ class VerificationView(BaseModel):
     head: str
     broken_at: int | None
     reason: str | None
+
+
+def authority_routes(manager: Manager) -> APIRouter:
+    """For whoever has no token yet."""
+    routes = APIRouter(prefix="/v1", tags=["identity"])
+
+    @routes.get(
+        "/authority",
+        response_class=PlainTextResponse,
+        responses={404: documented(HTTPStatus.NOT_FOUND)[404]},
+        summary="The certificate of the manager's own authority: compare its fingerprint before you trust it",
+    )
+    def authority() -> Any:
+        certificate = manager.settings.authority_dir / "ca.pem"
+        try:
+            return PlainTextResponse(certificate.read_text(encoding="ascii"))
+        except FileNotFoundError as error:
+            raise NotFoundError(
+                "the manager answers this machine alone and has no authority - start it with --listen"
+            ) from error
+
+    return routes
 
 
 def identity_routes(manager: Manager) -> APIRouter:

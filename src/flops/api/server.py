@@ -11,7 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from flops.api.app import create_app, create_reports_app
-from flops.manager import Home, Manager, RemoteReports
+from flops.manager import Home, Manager, TlsListener
 
 log = logging.getLogger(__name__)
 
@@ -31,15 +31,18 @@ def serve(
     home: Home,
     api: socket.socket,
     reports: socket.socket,
-    remote: RemoteReports | None = None,
+    *,
+    remote: TlsListener | None = None,
+    network: TlsListener | None = None,
 ) -> None:
     """Serve until POST /v1/shutdown, SIGTERM or SIGINT; the address file is there while requests are
     answered.
 
     Args:
         remote: where services of other machines report, if there are any.
+        network: where the REST API answers other machines, if it does.
     """
-    asyncio.run(_serve(manager, home, api, reports, remote))
+    asyncio.run(_serve(manager, home, api, reports, remote, network))
 
 
 async def _serve(
@@ -47,7 +50,8 @@ async def _serve(
     home: Home,
     api: socket.socket,
     reports: socket.socket,
-    remote: RemoteReports | None,
+    remote: TlsListener | None,
+    network: TlsListener | None,
 ) -> None:
     loop = asyncio.get_running_loop()
     servers: list[_Server] = []
@@ -60,11 +64,12 @@ async def _serve(
     def stop_soon() -> None:
         loop.call_soon_threadsafe(stop)
 
-    servers += [
-        _server(create_app(manager, home.token, stop_soon)),
-        _server(create_reports_app(manager)),
-    ]
+    app = create_app(manager, home.token, stop_soon, names=network.names if network is not None else ())
+    servers += [_server(app), _server(create_reports_app(manager))]
     listeners = [api, reports]
+    if network is not None:
+        servers.append(_server(app, network))
+        listeners.append(network.listener)
     if remote is not None:
         servers.append(_server(create_reports_app(manager), remote))
         listeners.append(remote.listener)
@@ -76,16 +81,16 @@ async def _serve(
     ]
     # Both sockets listen already: whoever comes from now on is answered, a moment later at worst.
     url = home.announce(api)
-    log.info("listening on %s", url)
+    log.info("listening on %s%s", url, f" and {network.url}" if network is not None else "")
     await asyncio.gather(*running)
 
 
-def _server(app: FastAPI, remote: RemoteReports | None = None) -> _Server:
+def _server(app: FastAPI, tls: TlsListener | None = None) -> _Server:
     return _Server(
         uvicorn.Config(
             app,
-            ssl_certfile=remote.certificate if remote else None,
-            ssl_keyfile=remote.key if remote else None,
+            ssl_certfile=tls.certificate if tls else None,
+            ssl_keyfile=tls.key if tls else None,
             lifespan="off",
             ws="none",
             log_config=None,

@@ -25,6 +25,11 @@ class Settings:
     """An MLflow tracking URI; None: SQLite and a folder below ``home``."""
     port: int = 0
     """Port of the manager's REST API on loopback; 0: the last one used, else any free one."""
+    listen: str | None = None
+    """Address (``HOST[:PORT]``) at which the REST API answers other machines as well, over TLS; None: this
+    machine alone."""
+    names: tuple[str, ...] = ()
+    """Names by which other machines call it, besides that address."""
     orchestrator: str | None = None
     """What runs projects' services: one of `ORCHESTRATORS`; None: that of last time, else ``process``."""
     docker_host: str | None = None
@@ -54,6 +59,8 @@ class Settings:
             home=Path(home).expanduser().absolute() if home else Path.home() / ".flops",
             tracking_uri=environment.get("FLOPS_TRACKING_URI") or None,
             port=int(port),
+            listen=environment.get("FLOPS_LISTEN") or None,
+            names=tuple(name for name in environment.get("FLOPS_NAMES", "").split(",") if name),
             orchestrator=orchestrator,
             docker_host=environment.get("DOCKER_HOST") or None,
             advertise=environment.get("FLOPS_ADVERTISE") or None,

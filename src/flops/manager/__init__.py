@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from flops.manager.figures import Figures
-    from flops.manager.home import Home, RemoteReports, claim_home
+    from flops.manager.home import Home, TlsListener, claim_home
     from flops.manager.listing import Page, Wanted
     from flops.manager.manager import Manager
     from flops.manager.once import CarryOut, OnceRequest
@@ -29,9 +29,9 @@ __all__ = [
     "Manager",
     "OnceRequest",
     "Page",
-    "RemoteReports",
     "Report",
     "State",
+    "TlsListener",
     "Wanted",
     "claim_home",
     "parse_report",
@@ -40,7 +40,7 @@ __all__ = [
 _HOMES = {
     "Figures": "figures",
     "Home": "home",
-    "RemoteReports": "home",
+    "TlsListener": "home",
     "claim_home": "home",
     "Page": "listing",
     "Wanted": "listing",

@@ -48,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
             programs = open_programs(settings)
             orchestrator = open_orchestrator(settings, programs)
             listeners = home.listen(), home.listen_for_reports()
+            network = home.listen_on_network()
             remote = home.listen_for_remote_reports(orchestrator.host) if orchestrator.runs_images else None
         except FlopsError as error:
             return _refuse(error)
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
                 manager.start()
             except ConflictError as error:
                 return _refuse(error)
-            serve(manager, home, *listeners, remote)
+            serve(manager, home, *listeners, remote=remote, network=network)
             if not manager.active():
                 manager.shut_down()
         finally:
@@ -77,6 +78,7 @@ def _settings(arguments: list[str] | None) -> Settings:
     parser = argparse.ArgumentParser(prog="python -m flops.manager", description="Run a FLOps manager.")
     parser.add_argument("--home", type=Path, help="FLOPS_HOME; default: the variable, else ~/.flops")
     parser.add_argument("--port", type=int, help="of the REST API on 127.0.0.1; default: any free one")
+    parser.add_argument("--listen", help="HOST[:PORT] where it answers other machines as well, over TLS")
     options = parser.parse_args(arguments)
     try:
         settings = Settings.from_environment()
@@ -84,6 +86,8 @@ def _settings(arguments: list[str] | None) -> Settings:
         raise InvalidInputError(str(error)) from error
     if options.home is not None:
         settings = dataclasses.replace(settings, home=options.home.expanduser().absolute())
+    if options.listen is not None:
+        settings = dataclasses.replace(settings, listen=options.listen)
     if options.port is not None:
         settings = dataclasses.replace(settings, port=options.port)
     if not 0 <= settings.port < 1 << 16:

@@ -3,28 +3,33 @@
 import fcntl
 import os
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from flops.core.errors import ConflictError, UnavailableError
+from flops.core.errors import ConflictError, InvalidInputError, UnavailableError
 from flops.core.settings import Settings
 from flops.manager.paths import read_or_make_token, write_private, write_private_json
 
+DEFAULT_PORT = 8780
+"""Of the REST API for other machines."""
+_ANY = ("0.0.0.0", "::")  # noqa: S104 - what an operator may ask for
+
 
 @dataclass(frozen=True)
-class RemoteReports:
-    """Where services of other machines report: a socket that listens, and the PEM files that it proves itself
-    with.
-    """
+class TlsListener:
+    """A socket that listens to other machines, and the PEM files that it proves itself with."""
 
     listener: socket.socket
     certificate: Path
     key: Path
+    names: tuple[str, ...]
+    """How it may be called."""
 
     @property
     def url(self) -> str:
-        return remote_url(*self.listener.getsockname()[:2])
+        return remote_url(self.names[0], self.listener.getsockname()[1])
 
 
 def remote_url(host: str, port: int) -> str:
@@ -75,42 +80,58 @@ class Home:
         listener.listen(128)
         return listener
 
-    def listen_for_remote_reports(self, host: str) -> RemoteReports:
+    def listen_for_remote_reports(self, host: str) -> TlsListener:
         """The socket where services of other machines report, on the address at which they reach this one;
         the port is that of last time, where it is free.
 
         Raises:
             UnavailableError: this machine cannot listen there.
         """
-        from flops.manager.authority import Authority  # managers of programs need none of it
-
+        kept = self.settings.home / "reports.port"
         try:
-            family, _, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
-        except OSError as error:
-            raise _cannot_listen(host, error) from error
-        ports = self.settings.home / "reports.port"
-        try:
-            last = int(ports.read_text())
+            last = int(kept.read_text())
         except (OSError, ValueError):
             last = 0
-        for port in (last, 0):
-            listener = socket.socket(family)
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                listener.bind((address[0], port))
-                listener.listen(128)
-            except OSError as error:
-                listener.close()
-                if port == 0:
-                    raise _cannot_listen(host, error) from error
-                continue
-            break
-        write_private(ports, f"{listener.getsockname()[1]}\n")
-        issued = Authority(self.settings.authority_dir).issue("FLOps manager", [host])
-        certificate, key = (self.settings.authority_dir / f"manager.{kind}" for kind in ("pem", "key"))
+        try:
+            listener = _listen(host, (last, 0))
+        except OSError as error:
+            raise UnavailableError(
+                f"the manager cannot listen on {host}, where services would report ({error.strerror}) - set "
+                "FLOPS_ADVERTISE to an address of this machine that they reach"
+            ) from error
+        write_private(kept, f"{listener.getsockname()[1]}\n")
+        return self._with_certificate(listener, "manager", (host,))
+
+    def listen_on_network(self) -> TlsListener | None:
+        """The socket of the REST API for other machines; None: nobody asked for one.
+
+        Raises:
+            InvalidInputError: the wanted address is none.
+            UnavailableError: this machine cannot listen there.
+        """
+        wanted = self.settings.listen
+        if wanted is None:
+            return None
+        host, port = _host_and_port(wanted)
+        try:
+            listener = _listen(host, (port,))
+        except OSError as error:
+            raise UnavailableError(
+                f"the manager cannot listen on {wanted} ({error.strerror}) - choose another address of this "
+                "machine, or another port"
+            ) from error
+        own = [host] if host not in _ANY else [socket.gethostname(), *_addresses()]
+        return self._with_certificate(listener, "api", tuple(dict.fromkeys([*self.settings.names, *own])))
+
+    def _with_certificate(self, listener: socket.socket, file: str, names: tuple[str, ...]) -> TlsListener:
+        from flops.manager.authority import Authority  # managers of this machine alone need none of it
+
+        folder = self.settings.authority_dir
+        issued = Authority(folder).issue("FLOps manager", names)
+        certificate, key = folder / f"{file}.pem", folder / f"{file}.key"
         write_private(certificate, issued.certificate)
         write_private(key, issued.key)
-        return RemoteReports(listener, certificate, key)
+        return TlsListener(listener, certificate, key, names)
 
     def announce(self, listener: socket.socket) -> str:
         """Write the address file: from now on callers find this manager."""
@@ -138,11 +159,47 @@ class Home:
         return 0
 
 
-def _cannot_listen(host: str, error: OSError) -> UnavailableError:
-    return UnavailableError(
-        f"the manager cannot listen on {host}, where services would report ({error.strerror}) - set "
-        "FLOPS_ADVERTISE to an address of this machine that they reach"
-    )
+def _listen(host: str, ports: Sequence[int]) -> socket.socket:
+    """A socket on the first of the ports that is free; 0 is any.
+
+    Raises:
+        OSError: none is, or the host is not of this machine.
+    """
+    family, _, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+    for port in ports:
+        listener = socket.socket(family)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((address[0], port))
+            listener.listen(128)
+        except OSError:
+            listener.close()
+            if port == ports[-1]:
+                raise
+            continue
+        return listener
+    raise AssertionError("unreachable")
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, colon, port = text.rpartition(":") if not text.endswith("]") else (text, "", "")
+    if not colon:
+        host, port = text, str(DEFAULT_PORT)
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise InvalidInputError(
+            f"'{text[:80]}' is no address to listen on - use HOST:PORT, such as 0.0.0.0:8780"
+        )
+    return host, int(port)
+
+
+def _addresses() -> list[str]:
+    """At which other machines reach this one, as far as its own name tells."""
+    try:
+        found = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return [str(entry[4][0]).partition("%")[0] for entry in found]
 
 
 def claim_home(settings: Settings) -> Home:
