@@ -6,6 +6,7 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Depends, FastAPI, Request
+from fastapi.routing import APIRoute
 
 from flops import __version__
 from flops.api import problems, schemas
@@ -17,7 +18,7 @@ from flops.api.images import image_routes
 from flops.api.metrics import Counted, metrics_routes
 from flops.api.models import model_routes
 from flops.api.nodes import node_routes
-from flops.api.problems import documented
+from flops.api.problems import SLOW, documented
 from flops.api.projects import project_routes
 from flops.api.reference import reference_routes
 from flops.core.ids import project_id
@@ -44,6 +45,7 @@ def create_app(manager: Manager, token: str, stop: Callable[[], None], names: It
         openapi_url="/v1/openapi.json",
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
+        generate_unique_id_function=_name,
     )
     problems.install(app)
     app.include_router(health_routes())
@@ -76,6 +78,11 @@ def create_app(manager: Manager, token: str, stop: Callable[[], None], names: It
 
 def _in_header(name: str) -> str:
     return f"[{name}]" if ":" in name else name
+
+
+def _name(route: APIRoute) -> str:
+    """What the client's method is called, too: its function's name."""
+    return route.name
 
 
 def _limit_bytes(path: str) -> int:
@@ -125,9 +132,10 @@ def _own_routes(manager: Manager, stop: Callable[[], None]) -> APIRouter:
         "/v1/ui",
         response_model=schemas.Ui,
         responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
+        openapi_extra=SLOW,
         summary="Start MLflow's GUI on loopback, where it does not run",
     )
-    def ui() -> Any:
+    def start_ui() -> Any:
         return {"url": manager.ui()}
 
     @routes.post(
@@ -137,7 +145,7 @@ def _own_routes(manager: Manager, stop: Callable[[], None]) -> APIRouter:
         responses=documented(HTTPStatus.CONFLICT),
         summary="End the manager and its services",
     )
-    def shutdown(
+    def shut_down(
         tasks: BackgroundTasks, request: Annotated[schemas.ShutdownRequest | None, Depends(_optional)]
     ) -> Any:
         manager.shut_down(force=request is not None and request.force)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from flops.api import schemas
-from flops.api.problems import documented
+from flops.api.problems import SLOW, documented
 from flops.core.errors import InvalidInputError
 from flops.manager import Manager
 
@@ -37,7 +37,8 @@ def data_routes(manager: Manager) -> APIRouter:
         status_code=HTTPStatus.CREATED,
         response_model=schemas.FragmentView,
         responses=documented(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.SERVICE_UNAVAILABLE),
-        openapi_extra={
+        openapi_extra=SLOW
+        | {
             "requestBody": {
                 "required": True,
                 "content": {
@@ -67,7 +68,12 @@ def data_routes(manager: Manager) -> APIRouter:
                 manager.put_fragment, path, tag, site, allow_metrics=allow_metrics, labels=labels, node=node
             )
 
-    @routes.get("/fragments", response_model=schemas.FragmentList, responses=documented())
+    @routes.get(
+        "/fragments",
+        response_model=schemas.FragmentList,
+        responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
+        summary="Fragments; with tags, those that carry any of them",
+    )
     def list_fragments(tag: Annotated[list[str] | None, Query()] = None, site: str | None = None) -> Any:
         return {"fragments": manager.fragments(tag or [], site)}
 
@@ -83,7 +89,8 @@ def data_routes(manager: Manager) -> APIRouter:
     @routes.delete(
         "/fragments/{fragment}",
         status_code=HTTPStatus.NO_CONTENT,
-        responses=documented(HTTPStatus.NOT_FOUND),
+        responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
+        summary="Remove a fragment",
     )
     def drop_fragment(fragment: str) -> Response:
         manager.drop_fragment(fragment)
@@ -93,9 +100,10 @@ def data_routes(manager: Manager) -> APIRouter:
         "/mock",
         response_model=schemas.FragmentList,
         responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
+        openapi_extra=SLOW,
         summary="Spread a known data set over sites",
     )
-    def mock(request: schemas.MockRequest) -> Any:
+    def mock_data(request: schemas.MockRequest) -> Any:
         sites = request.sites
         if isinstance(sites, int):
             sites = [f"site-{number}" for number in range(1, sites + 1)]

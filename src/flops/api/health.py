@@ -17,7 +17,7 @@ def health_routes() -> APIRouter:
     routes = APIRouter(tags=["manager"])
 
     @routes.get("/v1/health", response_model=schemas.Health, summary="The manager's process answers")
-    async def health() -> Any:
+    async def get_health() -> Any:
         return {"status": "ok", "version": __version__, "pid": os.getpid()}
 
     return routes
@@ -32,7 +32,7 @@ def readiness_routes(manager: Manager) -> APIRouter:
         responses=documented() | {503: {"model": schemas.Readiness, "description": "Something is away"}},
         summary="Whether what the manager needs is there: database, orchestrator, recorder",
     )
-    def ready(response: Response) -> Any:
+    def get_readiness(response: Response) -> Any:
         found = manager.readiness()
         checks = {name: {"ok": reason is None, "reason": reason} for name, reason in found.items()}
         all_there = all(reason is None for reason in found.values())

@@ -4,13 +4,14 @@ import json
 import queue
 import threading
 from collections.abc import Iterator
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import StreamingResponse
 
 from flops.api import schemas
-from flops.api.problems import documented
+from flops.api.problems import SLOW, documented
 from flops.core.errors import FlopsError
 from flops.manager import Manager
 
@@ -18,17 +19,23 @@ from flops.manager import Manager
 def image_routes(manager: Manager) -> APIRouter:
     routes = APIRouter(prefix="/v1/images", tags=["images"])
 
-    @routes.get("", response_model=schemas.ImageList, responses=documented())
+    @routes.get(
+        "",
+        response_model=schemas.ImageList,
+        responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
+        summary="What the image layout holds, by name",
+    )
     def list_images() -> Any:
         return {"images": manager.images()}
 
     @routes.post(
         "/base",
         responses=documented() | {200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}},
+        openapi_extra=SLOW,
         summary="Make a base image from Debian's packages",
         description="Answers JSON lines: {progress}, and last {result} or {error: {code, detail}}.",
     )
-    def make_base(request: schemas.BaseImageRequest) -> StreamingResponse:
+    def make_base_image(request: schemas.BaseImageRequest) -> StreamingResponse:
         return StreamingResponse(_told(manager, request.model_dump()), media_type="application/x-ndjson")
 
     return routes

@@ -23,7 +23,7 @@ def metrics_routes(manager: Manager) -> APIRouter:
         responses=documented() | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
         summary="Figures in Prometheus' text format",
     )
-    def metrics() -> Response:
+    def get_metrics() -> Response:
         return Response(generate_latest(manager.figures.registry), media_type=CONTENT_TYPE_LATEST)
 
     return routes

@@ -8,7 +8,7 @@ from fastapi.responses import StreamingResponse
 
 from flops.api import schemas
 from flops.api.archive import tar
-from flops.api.problems import documented
+from flops.api.problems import SLOW, documented
 from flops.manager import Manager
 
 _Version = Annotated[int, Path(ge=1, le=2**31 - 1)]
@@ -49,9 +49,10 @@ def model_routes(manager: Manager) -> APIRouter:
         response_class=StreamingResponse,
         responses=documented(HTTPStatus.NOT_FOUND)
         | {200: {"content": {"application/x-tar": {"schema": {"type": "string", "format": "binary"}}}}},
+        openapi_extra=SLOW,
         summary="A registered model: MLflow's folder and the bare parameters, as a tar archive",
     )
-    def model_archive(name: str, version: _Version) -> Any:
+    def get_model_archive(name: str, version: _Version) -> Any:
         files = manager.model_files(name, version)
         return StreamingResponse(
             tar(files),

@@ -44,6 +44,10 @@ _ANYWHERE = (
 )
 
 
+SLOW = {"x-flops-slow": True}
+"""Of a route, in the OpenAPI document: its answer may take minutes."""
+
+
 def status_of(error: FlopsError) -> HTTPStatus:
     """The status of the error's class, or of the nearest class above it that has one."""
     return next(STATUS[kind] for kind in type(error).__mro__ if kind in STATUS)

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from flops.api import schemas
 from flops.api.access import caller_of
 from flops.api.once import IdempotencyKey, once
-from flops.api.problems import documented
+from flops.api.problems import SLOW, documented
 from flops.api.stream import follow
 from flops.core.errors import InvalidInputError
 from flops.core.ids import ProjectId, project_id
@@ -29,7 +29,7 @@ def project_routes(manager: Manager) -> APIRouter:
         responses=documented(HTTPStatus.CONFLICT),
         summary="Submit a project",
     )
-    def submit(
+    def submit_project(
         submission: schemas.Submission, request: Request, response: Response, key: IdempotencyKey = None
     ) -> Any:
         owner = caller_of(request).user
@@ -58,7 +58,12 @@ def project_routes(manager: Manager) -> APIRouter:
         page = manager.page(Wanted(whose, caller.teams, state or (), name, text, after, limit))
         return {"projects": page.projects, "next": page.next}
 
-    @routes.get("/{project}", response_model=schemas.ProjectView, responses=documented(HTTPStatus.NOT_FOUND))
+    @routes.get(
+        "/{project}",
+        response_model=schemas.ProjectView,
+        responses=documented(HTTPStatus.NOT_FOUND),
+        summary="A project with everything that is known about it",
+    )
     def get_project(project: str) -> Any:
         return manager.project(project_id(project))
 
@@ -121,9 +126,10 @@ def project_routes(manager: Manager) -> APIRouter:
         "/{project}/deployment",
         response_model=schemas.ProjectView,
         responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.CONFLICT),
+        openapi_extra=SLOW,
         summary="Serve the newest model of a project; answers once it predicts",
     )
-    def deploy(
+    def deploy_model(
         project: str,
         onnx: Annotated[bool, Query(description="Converted to ONNX, if it then answers alike")] = False,
     ) -> Any:
@@ -135,7 +141,7 @@ def project_routes(manager: Manager) -> APIRouter:
         responses=documented(HTTPStatus.NOT_FOUND),
         summary="Serve it no longer",
     )
-    def undeploy(project: str) -> Any:
+    def undeploy_model(project: str) -> Any:
         return manager.undeploy(project_id(project))
 
     @routes.post(
@@ -173,7 +179,7 @@ def project_routes(manager: Manager) -> APIRouter:
         | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
         summary="Events so far, or (follow=true) as they happen",
     )
-    def events(
+    def list_events(
         project: str,
         after: Annotated[int, Query(ge=0)] = 0,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
@@ -195,8 +201,13 @@ def project_routes(manager: Manager) -> APIRouter:
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
 
-    @routes.get("/{project}/logs", response_model=schemas.Logs, responses=documented(HTTPStatus.NOT_FOUND))
-    def logs(
+    @routes.get(
+        "/{project}/logs",
+        response_model=schemas.Logs,
+        responses=documented(HTTPStatus.NOT_FOUND),
+        summary="The last lines of a project's services, by name",
+    )
+    def get_logs(
         project: str, service: str | None = None, tail: Annotated[int, Query(ge=1, le=100_000)] = 200
     ) -> Any:
         return {"logs": manager.logs(project_id(project), service, tail)}

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flops.api.access import caller_of
 from flops.api.once import IdempotencyKey, once
-from flops.api.problems import documented
+from flops.api.problems import SLOW, documented
 from flops.core.errors import ForbiddenError, InvalidInputError
 from flops.core.ids import ProjectId
 from flops.manager import Manager
@@ -90,6 +90,7 @@ def reference_routes(manager: Manager) -> APIRouter:
         "/mocks",
         response_model=MockConfirmation,
         responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
+        openapi_extra=SLOW,
         summary="Spread a known data set over sites",
     )
     def mock_sla(sla: MockSla) -> Any:
@@ -116,15 +117,17 @@ def reference_routes(manager: Manager) -> APIRouter:
         "/tracking",
         response_model=TrackingServer,
         responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
+        openapi_extra=SLOW,
         summary="The address of MLflow's GUI, started where it does not run",
     )
-    def tracking() -> Any:
+    def get_tracking() -> Any:
         return {"tracking_server_url": manager.ui()}
 
     @routes.delete(
         "/database",
         response_model=Confirmation,
         responses=documented(HTTPStatus.CONFLICT),
+        openapi_extra=SLOW,
         summary="Stop and forget all projects; registered models, data and users stay",
     )
     def reset_database(wanted: ResetRequest) -> Any:
