@@ -1,6 +1,7 @@
 """The manager's REST API as methods. Answers are plain JSON values; errors are `FlopsError` children."""
 
 import json
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,7 +44,8 @@ class ManagerAwayError(UnavailableError):
 class ManagerClient:
     """One manager, spoken to with one token. Not for use by several threads."""
 
-    def __init__(self, url: str, token: str) -> None:
+    def __init__(self, url: str, token: str, ca: str | None = None) -> None:
+        """Args: ca is the PEM text of the only authority to trust; None: those of this machine."""
         self.url = url
         # trust_env: a proxy that is set for the internet must not get loopback traffic, nor the token
         self._http = httpx.Client(
@@ -51,6 +53,7 @@ class ManagerClient:
             headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=_TIMEOUT,
             trust_env=False,
+            verify=ssl.create_default_context(cadata=ca) if ca is not None else True,
         )
 
     def __enter__(self) -> Self:
@@ -73,6 +76,37 @@ class ManagerClient:
 
     def ui(self) -> dict[str, Any]:
         return self._object("POST", "/v1/ui", timeout=_LONG_TIMEOUT)
+
+    # users
+
+    def me(self) -> dict[str, Any]:
+        return self._object("GET", "/v1/me")
+
+    def users(self) -> list[dict[str, Any]]:
+        return self._list("/v1/users", "users")
+
+    def add_user(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        return self._object("POST", "/v1/users", json=wanted)
+
+    def change_user(self, name: str, change: Mapping[str, Any]) -> dict[str, Any]:
+        return self._object("PATCH", _path("users", name), json=change)
+
+    def tokens(self, user: str | None = None) -> list[dict[str, Any]]:
+        return self._list("/v1/tokens", "tokens", **({} if user is None else {"user": user}))
+
+    def add_token(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        return self._object("POST", "/v1/tokens", json=wanted)
+
+    def revoke_token(self, number: str) -> dict[str, Any]:
+        return self._object("DELETE", _path("tokens", number))
+
+    def audit(self, *, user: str | None = None, limit: int = 1000) -> list[dict[str, Any]]:
+        """The last entries of the audit log, the newest first."""
+        more = {} if user is None else {"user": user}
+        return self._list("/v1/audit", "entries", limit=limit, newest=True, **more)
+
+    def verify_audit(self, head: str | None = None) -> dict[str, Any]:
+        return self._object("POST", "/v1/audit/verify", json={"head": head}, timeout=_LONG_TIMEOUT)
 
     # projects
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flops.cli.client import ManagerAwayError, ManagerClient
+from flops.cli.login import find_login
 from flops.core.errors import FailedError, FlopsError, InvalidInputError, UnauthorizedError
 from flops.core.settings import Settings
 
@@ -40,6 +41,13 @@ def settings_here() -> Settings:
 
 
 def find(settings: Settings) -> ManagerClient | None:
+    """The manager that one is signed in to, else `find_here`'s."""
+    if (login := find_login(settings)) is not None:
+        return ManagerClient(login.url, login.token, login.ca)
+    return find_here(settings)
+
+
+def find_here(settings: Settings) -> ManagerClient | None:
     """The running manager of this FLOPS_HOME; None where none answers.
 
     Whoever listens at the address must name the process that wrote it: a port may have been taken over
@@ -68,6 +76,7 @@ def ensure(
     settings: Settings,
     *,
     port: int | None = None,
+    listen: str | None = None,
     announce: Callable[[str], None] = lambda _: None,
     command: Sequence[str] = (sys.executable, "-P", "-m", "flops.manager"),
     deadline_s: float = 60.0,
@@ -78,7 +87,7 @@ def ensure(
 
     Args:
         announce: told when a manager is being started, in words for the user.
-        command: what starts a manager; ``--home`` (and ``--port``) is added.
+        command: what starts a manager; ``--home`` and the options are added.
     Raises:
         FailedError: it ended or did not answer within the deadline; holds the tail of its log.
     """
@@ -89,15 +98,17 @@ def ensure(
         if client := find(settings):
             return client
         announce("starting the manager")
-        return _start(settings, port, command, deadline_s)
+        options = [] if port is None else ["--port", str(port)]
+        options += [] if listen is None else ["--listen", listen]
+        return _start(settings, options, command, deadline_s)
 
 
-def _start(settings: Settings, port: int | None, command: Sequence[str], deadline_s: float) -> ManagerClient:
+def _start(
+    settings: Settings, options: Sequence[str], command: Sequence[str], deadline_s: float
+) -> ManagerClient:
     settings.logs_dir.mkdir(parents=True, exist_ok=True)
     log = settings.logs_dir / "manager.log"
-    arguments = [*command, "--home", str(settings.home)]
-    if port is not None:
-        arguments += ["--port", str(port)]
+    arguments = [*command, "--home", str(settings.home), *options]
     with log.open("ab") as output:
         start = output.tell()
         process = subprocess.Popen(
@@ -111,7 +122,7 @@ def _start(settings: Settings, port: int | None, command: Sequence[str], deadlin
     deadline = time.monotonic() + deadline_s
     try:
         while time.monotonic() < deadline:
-            if client := find(settings):
+            if client := find_here(settings):
                 process.returncode = 0  # it outlives us on purpose: no warning when the Popen is dropped
                 return client
             if (code := process.poll()) is not None:
@@ -146,7 +157,7 @@ def wait_until_gone(settings: Settings, client: ManagerClient, *, deadline_s: fl
         try:
             client.health(timeout_s=1.0)
         except ManagerAwayError:
-            if _address(settings.address_file) is None or find(settings) is None:
+            if _address(settings.address_file) is None or find_here(settings) is None:
                 return True
         time.sleep(_LOOK_AGAIN_S)
     return False

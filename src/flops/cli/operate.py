@@ -1,8 +1,12 @@
 """The manager itself: up, down, ui, version."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from flops.cli.client import ManagerClient
+    from flops.core.settings import Settings
 
 from flops.cli.output import JsonFlag, note, print_json, say
 
@@ -40,34 +44,58 @@ def up(
     port: Annotated[
         int | None, typer.Option(min=1, max=65535, help="Port of its REST API; any free one if not given.")
     ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="HOST[:PORT]", help="Answer other machines as well, over TLS; such as 0.0.0.0."),
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Start the manager; other commands do so when they need it."""
-    from flops.cli.launch import ensure, find, settings_here
+    """Start the manager of this machine; other commands do so when they need it."""
+    from flops.cli.launch import ensure, find_here, settings_here
 
     settings = settings_here()
-    running = find(settings)
-    with running or ensure(settings, port=port, announce=note) as client:
+    running = find_here(settings)
+    with running or ensure(settings, port=port, listen=listen, announce=note) as client:
         health = client.health()
+        shared = _shared(settings, client) if listen or settings.listen else {}
     if as_json:
-        print_json({"url": client.url, **health})
+        print_json({"url": client.url, **health, **shared})
         return
     words = "was running already" if running else "is running"
     say(f"the manager {words}: {client.url} (pid {health['pid']}), its files are in {settings.home}")
+    if running and listen is not None:
+        note("it listens where it did - for another address: 'flops down', then 'flops up --listen ...'")
+    if shared:
+        say(f"others sign in with 'flops login https://HOST:PORT'; its authority is {shared['fingerprint']}")
+    if "admin_token" in shared:
+        say(f"the admin's token, shown this once: {shared['admin_token']}")
     if running and port is not None and not client.url.endswith(f":{port}"):
         note(f"it keeps its port - for port {port}: 'flops down', then 'flops up --port {port}'")
+
+
+def _shared(settings: "Settings", client: "ManagerClient") -> dict[str, str]:
+    """What the operator passes on, and the admin's token where nobody has one yet."""
+    from flops.cli.login import fingerprint
+
+    authority = settings.authority_dir / "ca.pem"
+    if not authority.exists():
+        return {}
+    shared = {"fingerprint": fingerprint(authority.read_text(encoding="ascii"))}
+    if not client.tokens("admin"):
+        shared["admin_token"] = client.add_token({"name": "first start", "user": "admin"})["token"]
+    return shared
 
 
 def down(
     force: Annotated[bool, typer.Option("--force", "-f", help="Stop projects that still run.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Stop the manager and what it started."""
-    from flops.cli.launch import find, settings_here, wait_until_gone
+    """Stop the manager of this machine and what it started."""
+    from flops.cli.launch import find_here, settings_here, wait_until_gone
     from flops.core.errors import UnavailableError
 
     settings = settings_here()
-    client = find(settings)
+    client = find_here(settings)
     if client is None:
         _tell_down(was_running=False, as_json=as_json)
         return

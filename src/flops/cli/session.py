@@ -14,6 +14,7 @@ from flops.core.ids import project_id
 
 if TYPE_CHECKING:
     from flops.cli.client import ManagerClient
+    from flops.cli.login import Login
 
 
 def _checked(given: str | list[str]) -> str | list[str]:
@@ -30,8 +31,15 @@ ProjectArgument = Annotated[str, typer.Argument(metavar="ID", help=_HELP, callba
 ProjectArguments = Annotated[list[str], typer.Argument(metavar="ID...", help=_HELP, callback=_checked)]
 
 
+def client_of(login: "Login") -> "ManagerClient":
+    """A client of a manager elsewhere."""
+    from flops.cli.client import ManagerClient
+
+    return ManagerClient(login.url, login.token, login.ca)
+
+
 def manager() -> "ManagerClient":
-    """The manager of this FLOPS_HOME, started if none runs."""
+    """The manager that one is signed in to, else that of this FLOPS_HOME, started if none runs."""
     from flops.cli.launch import ensure, settings_here
 
     return ensure(settings_here(), announce=note)
