@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from flops import __version__
 from flops.api import problems, schemas
 from flops.api.access import LOOPBACK, Audited, Guard, LimitedBody, OwnNamesOnly, bearer_token
+from flops.api.beside import Beside, Pages
 from flops.api.data import MAX_UPLOAD_BYTES, UPLOAD_PATH, data_routes
 from flops.api.health import health_routes, readiness_routes
 from flops.api.identity import authority_routes, identity_routes
@@ -31,13 +32,20 @@ _MAX_MODEL_BYTES = 64 << 30
 SHA256_HEADER = "X-FLOps-SHA256"
 
 
-def create_app(manager: Manager, token: str, stop: Callable[[], None], names: Iterable[str] = ()) -> FastAPI:
+def create_app(
+    manager: Manager,
+    token: str,
+    stop: Callable[[], None],
+    names: Iterable[str] = (),
+    pages: Pages | None = None,
+) -> FastAPI:
     """The REST API.
 
     Args:
         token: of this FLOPS_HOME's own user, who may do everything.
         stop: ends the server, after the answer was sent.
         names: by which other machines call it.
+        pages: the GUI, served under all other paths.
     """
     app = FastAPI(
         title="FLOps",
@@ -70,6 +78,8 @@ def create_app(manager: Manager, token: str, stop: Callable[[], None], names: It
         limit_bytes=_limit_bytes,
     )
     app.add_middleware(Audited, manager=manager)
+    if pages is not None:
+        app.add_middleware(Beside, pages=pages)
     app.add_middleware(OwnNamesOnly, names=(*LOOPBACK, *map(_in_header, names)))
     app.add_middleware(Counted, figures=manager.figures)
     _document_problems(app)

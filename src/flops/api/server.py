@@ -11,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from flops.api.app import create_app, create_reports_app
+from flops.api.beside import Pages
 from flops.manager import Home, Manager, TlsListener
 
 log = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ def serve(
     *,
     remote: TlsListener | None = None,
     network: TlsListener | None = None,
+    pages: Pages | None = None,
 ) -> None:
     """Serve until POST /v1/shutdown, SIGTERM or SIGINT; the address file is there while requests are
     answered.
@@ -41,8 +43,9 @@ def serve(
     Args:
         remote: where services of other machines report, if there are any.
         network: where the REST API answers other machines, if it does.
+        pages: the GUI beside the REST API.
     """
-    asyncio.run(_serve(manager, home, api, reports, remote, network))
+    asyncio.run(_serve(manager, home, api, reports, remote, network, pages))
 
 
 async def _serve(
@@ -52,19 +55,23 @@ async def _serve(
     reports: socket.socket,
     remote: TlsListener | None,
     network: TlsListener | None,
+    pages: Pages | None,
 ) -> None:
     loop = asyncio.get_running_loop()
     servers: list[_Server] = []
 
     def stop() -> None:
         manager.broadcast.close()  # event streams end, so that nobody waits for them
+        if pages is not None:
+            pages.close()
         for server in servers:
             server.should_exit = True
 
     def stop_soon() -> None:
         loop.call_soon_threadsafe(stop)
 
-    app = create_app(manager, home.token, stop_soon, names=network.names if network is not None else ())
+    names = network.names if network is not None else ()
+    app = create_app(manager, home.token, stop_soon, names, pages)
     servers += [_server(app), _server(create_reports_app(manager))]
     listeners = [api, reports]
     if network is not None:

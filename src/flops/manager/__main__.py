@@ -18,6 +18,7 @@ from flops.core.settings import Settings
 from flops.manager.home import claim_home
 from flops.manager.manager import Manager
 from flops.manager.orchestrators import open_orchestrator, open_programs, recall
+from flops.web import Web
 
 
 class JsonLines(logging.Formatter):
@@ -64,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
                 manager.start()
             except ConflictError as error:
                 return _refuse(error)
-            serve(manager, home, *listeners, remote=remote, network=network)
+            serve(manager, home, *listeners, remote=remote, network=network, pages=Web())
             if not manager.active():
                 manager.shut_down()
         finally:
