@@ -7,7 +7,7 @@ STAMP := $(VENV)/.setup-stamp
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test check format bench chaos clean
+.PHONY: help setup demo test check format client bench chaos clean
 
 help: ## List the targets.
 	@echo "FLOps: from a link to an ML repository to a federated model. Targets:"
@@ -32,6 +32,11 @@ check: $(STAMP) ## Format, lint, types, import rules, tests: what CI runs.
 format: $(STAMP) ## Format the code and mend what ruff can mend.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+client: $(STAMP) ## Generate the Python client from the API's OpenAPI document.
+	$(BIN)/python -m flops.api.document > src/flops/client/openapi.json.new
+	mv src/flops/client/openapi.json.new src/flops/client/openapi.json
+	$(BIN)/python -m flops.client.generate
 
 bench: $(STAMP) ## Measure rounds and a whole project (a few minutes; the full set: docs/performance.md).
 	$(BIN)/python -m benchmarks.rounds --learners 2 --bytes 10000 --rounds 50 --json -

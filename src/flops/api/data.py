@@ -83,7 +83,7 @@ def data_routes(manager: Manager) -> APIRouter:
         responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
         summary="What is held under each data tag",
     )
-    def list_tags() -> Any:
+    def list_data_tags() -> Any:
         return {"tags": manager.data_tags()}
 
     @routes.delete(

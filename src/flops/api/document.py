@@ -16,7 +16,7 @@ class _Nobody:
 
 
 def document() -> dict[str, Any]:
-    return create_app(cast(Manager, _Nobody()), token="nobody's", stop=lambda: None).openapi()
+    return create_app(cast(Manager, _Nobody()), "", lambda: None).openapi()
 
 
 def as_text(value: dict[str, Any]) -> str:

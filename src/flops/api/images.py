@@ -30,6 +30,7 @@ def image_routes(manager: Manager) -> APIRouter:
 
     @routes.post(
         "/base",
+        response_class=StreamingResponse,
         responses=documented() | {200: {"content": {"application/x-ndjson": {"schema": {"type": "string"}}}}},
         openapi_extra=SLOW,
         summary="Make a base image from Debian's packages",

@@ -1,0 +1,34 @@
+"""Where the manager of a FLOPS_HOME says that it is."""
+
+import json
+from dataclasses import dataclass
+
+from flops.core.errors import UnauthorizedError
+from flops.core.settings import Settings
+
+
+@dataclass(frozen=True)
+class Address:
+    """``pid`` is the process that wrote it; it may have been killed since."""
+
+    url: str
+    pid: int
+
+
+def local_address(settings: Settings) -> Address | None:
+    """None: no manager has said anything, or one was killed while it did."""
+    try:
+        value = json.loads(settings.address_file.read_text())
+        return Address(url=str(value["url"]), pid=int(value["pid"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def local_token(settings: Settings) -> str:
+    """Raises: UnauthorizedError: the token cannot be read."""
+    try:
+        return settings.token_file.read_text().strip()
+    except OSError as error:
+        raise UnauthorizedError(
+            f"the token of the manager cannot be read ({error}) - only the user who started it can use it"
+        ) from error
