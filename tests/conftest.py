@@ -1,9 +1,11 @@
 """What every test shares: a component that is missing skips on a laptop and fails in CI."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
+
+from tests.postgres import PostgresServer, postgres_installed, postgres_server
 
 Require = Callable[[bool, str], None]
 
@@ -20,6 +22,14 @@ def require() -> Require:
         pytest.skip(f"{what} is missing")
 
     return _require
+
+
+@pytest.fixture(scope="session")
+def postgres(require: Require) -> Iterator[PostgresServer]:
+    """A PostgreSQL of our own; tests make databases in it, and leave it running as it is."""
+    require(postgres_installed(), "PostgreSQL 15")
+    with postgres_server() as server:
+        yield server
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""A store on a real SQLite file, and steps that leave a mark instead of doing work."""
+"""A store on a real database, and steps that leave a mark instead of doing work."""
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -79,7 +79,7 @@ def clock() -> ManualClock:
 
 @pytest.fixture
 def store(settings: Settings, clock: ManualClock) -> Iterator[Store]:
-    store = Store(open_database(settings.database), clock)
+    store = Store(open_database(settings.database_url or settings.database), clock)
     yield store
     store.close()
 

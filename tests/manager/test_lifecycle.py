@@ -17,6 +17,7 @@ from flops.core.spec import spec_from_mapping
 from flops.federation import AggregatorConfig
 from flops.manager import deployment
 from flops.manager.cancellation import Cancellation, Cancelled, Places
+from flops.manager.databases import open_own_database
 from flops.manager.grounds import ProgramGround
 from flops.manager.inference import Inference
 from flops.manager.lifecycle import Lifecycle, Surroundings
@@ -27,7 +28,6 @@ from flops.manager.states import Observation, State
 from flops.manager.store import Store, Superseded
 from flops.manager.tracker import Tracker
 from flops.orchestration import FakeOrchestrator, ServiceSpec
-from flops.persistence import open_database
 from flops.tracking import KeptArtifact, ModelExported, RegisteredModel, Result, RunEnded, Spool
 from flops.tracking.results import write_result
 
@@ -78,9 +78,11 @@ class CountingOrchestrator(FakeOrchestrator):
 class World:
     """What outlives a manager (disk, services), and one manager's part of one project in it."""
 
-    def __init__(self, folder: Path, steps: "type[MarkingSteps]", fuse: Fuse) -> None:
+    def __init__(
+        self, folder: Path, steps: "type[MarkingSteps]", fuse: Fuse, database_url: str | None
+    ) -> None:
         folder.mkdir()
-        self.settings = Settings(home=folder)
+        self.settings = Settings(home=folder, database_url=database_url)
         self.settings.run_dir.mkdir()
         (folder / "model.safetensors").write_bytes(b"parameters")
         (folder / "export").mkdir()
@@ -102,7 +104,7 @@ class World:
 
     def _start(self) -> None:
         clock = self.clock = ManualClock()
-        self.store = Store(open_database(self.settings.database), clock, self.fuse)
+        self.store = Store(open_own_database(self.settings), clock, self.fuse)
         self.tracker = Tracker(self.spool, self.store)
         self.cancellation = Cancellation()
         self.ground = ProgramGround(self.settings, Ports(self.settings.home / "ports.json"))
@@ -220,8 +222,9 @@ class World:
 def make_world(tmp_path: Path, marking_steps: "type[MarkingSteps]") -> Iterator[Callable[..., World]]:
     worlds: list[World] = []
 
-    def make(fuse: Fuse | None = None) -> World:
-        worlds.append(World(tmp_path / f"{len(worlds)}", marking_steps, fuse or Fuse(None)))
+    def make(fuse: Fuse | None = None, database_url: str | None = None) -> World:
+        folder = tmp_path / f"{len(worlds)}"
+        worlds.append(World(folder, marking_steps, fuse or Fuse(None), database_url))
         return worlds[-1]
 
     yield make
@@ -249,11 +252,15 @@ def test_a_project_goes_from_its_repository_to_a_registered_model(make_world: Ca
 
 
 @pytest.mark.slow
-def test_the_manager_is_killed_after_every_step_and_ends_the_same(make_world: Callable[..., World]) -> None:
+@pytest.mark.parametrize("database", ["sqlite", "postgresql"])
+def test_the_manager_is_killed_after_every_step_and_ends_the_same(
+    make_world: Callable[..., World], request: pytest.FixtureRequest, database: str
+) -> None:
+    server = request.getfixturevalue("postgres") if database == "postgresql" else None
     expected = make_world()
     expected.play()
     for place in range(1, 200):
-        world = make_world(Fuse(place))
+        world = make_world(Fuse(place), server.database() if server else None)
         try:
             world.play()
         except Killed:

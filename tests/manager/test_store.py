@@ -1,11 +1,12 @@
+"""The store, on SQLite and on PostgreSQL."""
+
 import sqlite3
 import threading
+from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
-from alembic import command
 from alembic.autogenerate import compare_metadata
-from alembic.config import Config
 from alembic.migration import MigrationContext
 
 from flops.core.clock import ManualClock
@@ -18,7 +19,21 @@ from flops.manager.reports import Report, parse_report
 from flops.manager.rows import Learner, Model, Service
 from flops.manager.states import Observation, State
 from flops.manager.store import Store, Superseded
-from flops.persistence import MIGRATIONS, metadata, open_database, reading
+from flops.persistence import connect, metadata, migrate, open_database, reading, writing
+from tests.postgres import PostgresServer
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
+    url = None
+    if request.param == "postgresql":
+        server: PostgresServer = request.getfixturevalue("postgres")
+        url = server.database()
+    return Settings(home=tmp_path / "home", database_url=url)
+
+
+def database_of(settings: Settings) -> Path | str:
+    return settings.database_url or settings.database
 
 
 def test_a_change_of_state_and_its_event_are_there_together(store: Store, project: ProjectId) -> None:
@@ -38,14 +53,14 @@ def test_everything_is_still_there_after_the_file_is_opened_again(
 ) -> None:
     store.observe(project, Observation(begun=True))
     store.close()
-    again = Store(open_database(settings.database))
+    again = Store(open_database(database_of(settings)))
     assert again.project(project).state is State.PREPARING
     assert again.unsettled() == [project]
     again.close()
 
 
 def test_the_migrations_make_exactly_the_tables_of_the_code(settings: Settings) -> None:
-    engine = open_database(settings.database)
+    engine = open_database(database_of(settings))
     with reading(engine) as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True})
         assert compare_metadata(context, metadata) == []
@@ -53,25 +68,21 @@ def test_the_migrations_make_exactly_the_tables_of_the_code(settings: Settings) 
 
 
 def test_a_database_of_an_older_version_is_brought_up_to_date(settings: Settings) -> None:
-    settings.database.parent.mkdir(parents=True, exist_ok=True)
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    config.set_main_option("path_separator", "os")
-    engine = sa.create_engine(f"sqlite:///{settings.database}")
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
+    engine = connect(database_of(settings))
+    with writing(engine) as connection:
+        migrate(connection, "base")
+        migrate(connection, "0001")
         for statement in (
             "INSERT INTO projects (id, name, state, spec, source, created, updated, last_seq, spooled_seq,"
             " rounds_done, rounds_total, cleaned)"
-            " VALUES ('p-7k2mqd', 'mnist', 'training', '{}', '/r', 1.0, 1.0, 0, 0, 1, 3, 0)",
+            " VALUES ('p-7k2mqd', 'mnist', 'training', '{}', '/r', 1.0, 1.0, 0, 0, 1, 3, false)",
             "INSERT INTO report_sources VALUES ('p-7k2mqd', 'aggregator', 7)",
             "INSERT INTO learners VALUES ('p-7k2mqd', 'learner-1', 1, 'a', 'connected', NULL)",
             "INSERT INTO services VALUES ('p-7k2mqd', 'p-7k2mqd-aggregator', 'aggregator', NULL, 2, NULL)",
         ):
             connection.execute(sa.text(statement))
     engine.dispose()
-    store = Store(open_database(settings.database))
+    store = Store(open_database(database_of(settings)))
     project = ProjectId("p-7k2mqd")
     assert store.learners(project) == [Learner(LearnerId("learner-1"), 1, "a", "connected")]
     assert [service.restarts for service in store.services(project)] == [2]
@@ -81,7 +92,9 @@ def test_a_database_of_an_older_version_is_brought_up_to_date(settings: Settings
     store.close()
 
 
-def test_the_database_is_private_and_in_wal_mode(store: Store, settings: Settings) -> None:
+def test_a_file_is_private_and_in_wal_mode(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    open_database(settings.database).dispose()
     assert settings.database.stat().st_mode & 0o777 == 0o600
     connection = sqlite3.connect(settings.database)
     assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)

@@ -4,7 +4,7 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 # sun_path of a Unix socket holds 108 bytes; the longest name below run_dir stays under 60.
@@ -42,6 +42,8 @@ class Settings:
     base_image: str | None = None
     """What images are built on; may hold ``{python}``, such as 3.12. None: Python's image of the public
     hub, or a base made here."""
+    database_url: str | None = field(default=None, repr=False)
+    """``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``, never shown; None: SQLite below ``home``."""
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
@@ -66,11 +68,13 @@ class Settings:
             advertise=environment.get("FLOPS_ADVERTISE") or None,
             registry=environment.get("FLOPS_REGISTRY") or None,
             base_image=environment.get("FLOPS_BASE_IMAGE") or None,
+            database_url=environment.get("FLOPS_DATABASE") or None,
         )
 
     # files of the manager
     @property
     def database(self) -> Path:
+        """SQLite's file, without a ``database_url``."""
         return self.home / "manager.db"
 
     @property

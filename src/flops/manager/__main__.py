@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -54,12 +55,15 @@ def main(arguments: list[str] | None = None) -> int:
         except FlopsError as error:
             return _refuse(error)
         _log_to_stderr()
-        manager = Manager(
-            settings,
-            programs=programs,
-            orchestrator=orchestrator,
-            reports_url=remote.url if remote is not None else None,
-        )
+        try:
+            manager = Manager(
+                settings,
+                programs=programs,
+                orchestrator=orchestrator,
+                reports_url=remote.url if remote is not None else None,
+            )
+        except FlopsError as error:
+            return _refuse(error)
         try:
             try:
                 manager.start()
@@ -85,6 +89,7 @@ def _settings(arguments: list[str] | None) -> Settings:
         settings = Settings.from_environment()
     except ValueError as error:
         raise InvalidInputError(str(error)) from error
+    os.environ.pop("FLOPS_DATABASE", None)  # its password is nothing for those whom we start
     if options.home is not None:
         settings = dataclasses.replace(settings, home=options.home.expanduser().absolute())
     if options.listen is not None:

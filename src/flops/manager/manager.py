@@ -33,6 +33,7 @@ from flops.identity import AuditLog, IdentityStore
 from flops.manager import choosing, deployment, orchestrators, packaging
 from flops.manager.broadcast import Broadcast
 from flops.manager.cancellation import Cancellation, Places
+from flops.manager.databases import open_own_database
 from flops.manager.figures import Figures
 from flops.manager.grounds import ONNX, Ground, ImageGround, ProgramGround, config_file
 from flops.manager.image_builds import ImageBuilds
@@ -68,7 +69,6 @@ from flops.manager.tracker import Tracker
 from flops.manager.uploads import Upload
 from flops.manager.views import model_view, project_view
 from flops.orchestration import Orchestrator, ServiceStatus
-from flops.persistence import open_database
 from flops.tracking import Spool
 
 log = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ class Manager:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _claim_run_dir(settings.run_dir)
         self.broadcast = Broadcast()
-        database = open_database(settings.database)
+        database = open_own_database(settings)
         self.figures = Figures()
         self._store = Store(database, self._clock, self.broadcast.notify, self.figures)
         self.figures.watch_projects(self._store.counts)

@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from flops.manager.step_process import StepRunner
 from flops.manager.store import Store, Superseded
 from flops.manager.tracker import Tracker
 from flops.manager.uploads import upload_path
+from flops.persistence import DatabaseAwayError
 from flops.tracking import Result
 
 log = logging.getLogger(__name__)
@@ -112,7 +114,7 @@ class Packaging:
             self._run(EXPORT_ENVIRONMENT, request)
         except (Superseded, Cancelled):
             log.info("project %s: packaging was given up", self._project)
-        except DiskFullError as error:
+        except (DiskFullError, DatabaseAwayError) as error:
             log.warning("project %s: %s", self._project, error)
             self._thread = None
             return  # the next look of the reconciler is soon enough
@@ -146,6 +148,8 @@ class Packaging:
         self._store.start_step(project.id, step)
         try:
             result = self._inference.deploy(project.id, self._cancellation)
+        except DatabaseAwayError:
+            raise
         except FlopsError as error:
             result = {"error": str(error), "warnings": [f"the model is not served: {error}"]}
         self._store.finish_step(project.id, step, result)
@@ -182,11 +186,14 @@ class Packaging:
         runner = self._step_runner(self._project)
 
         def progress(message: str) -> None:
-            self._store.add_event(self._project, EventKind.STEP_PROGRESS, {"step": step, "message": message})
+            with suppress(DatabaseAwayError):  # not worth the step
+                self._store.add_event(
+                    self._project, EventKind.STEP_PROGRESS, {"step": step, "message": message}
+                )
 
         try:
             result = runner.run(step, request, progress, self._cancellation)
-        except DiskFullError:
+        except (DiskFullError, DatabaseAwayError):
             raise
         except FlopsError as error:
             result = {"error": str(error), "warnings": [f"{consequence}: {error}"]}

@@ -6,6 +6,7 @@ thread, each other one in a thread and a step process of its own.
 
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from flops.manager.states import CLUSTERS, DATA, IMAGES, INITIAL_MODEL, preparin
 from flops.manager.step_process import StepRunner
 from flops.manager.store import Store, Superseded
 from flops.orchestration import Orchestrator
+from flops.persistence import DatabaseAwayError
 
 
 def steps_of(project: Project, orchestrator: Orchestrator) -> dict[str, frozenset[str]]:
@@ -171,4 +173,5 @@ class Preparing:
             self._orchestrator.expect(result["learner"])
 
     def _tell(self, step: str, message: str) -> None:
-        self._store.add_event(self._project, EventKind.STEP_PROGRESS, {"step": step, "message": message})
+        with suppress(DatabaseAwayError):  # not worth the step
+            self._store.add_event(self._project, EventKind.STEP_PROGRESS, {"step": step, "message": message})

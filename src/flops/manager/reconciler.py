@@ -19,6 +19,7 @@ from flops.manager.lifecycle import Lifecycle, Surroundings
 from flops.manager.states import Observation, State
 from flops.manager.store import Superseded
 from flops.orchestration import ServiceStatus, Subscription
+from flops.persistence import DatabaseAwayError
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +99,14 @@ class Reconciler:
             self._tasks.pop(project, None)
             closed = self._closed
         # Somebody may have asked for more while its thread was ending: `take` found it still there.
-        if not closed and project in self._all.store.unsettled():
+        if not closed and self._is_unsettled(project):
             self.take(project)
+
+    def _is_unsettled(self, project: ProjectId) -> bool:
+        try:
+            return project in self._all.store.unsettled()
+        except (DiskFullError, DatabaseAwayError):
+            return True  # who knows; its thread is going to see
 
     def _service_changed(self, status: ServiceStatus) -> None:
         if not status.live:
@@ -165,8 +172,8 @@ class _Task:
                 if is_full(error):
                     raise disk_full(self._all.settings.home, f"project {self._project}") from error
                 raise
-        except DiskFullError as error:
-            # A full disk is nobody's failure, and there may be no space to note one.
+        except (DiskFullError, DatabaseAwayError) as error:
+            # Nobody's failure, and there may be no place to note one.
             log.warning("project %s: %s", self._project, error)
             return TICK_S
 
@@ -175,7 +182,7 @@ class _Task:
             more = self._lifecycle.advance()
         except (Superseded, Cancelled):
             return 0.0
-        except DiskFullError:
+        except (DiskFullError, DatabaseAwayError):
             raise
         except UnavailableError as error:
             log.warning("project %s: %s", self._project, error)

@@ -1,11 +1,33 @@
 """The manager's database: how it is opened, brought up to date, read and written.
 
-Owns: the engine, transactions, migrations, and the metadata that tables of all rooms belong to.
-Promises: a transaction is whole or not there, also after a power failure; writers queue up.
+Owns: the engines (SQLite, PostgreSQL), transactions, migrations, and the metadata that tables of all rooms
+belong to.
+Promises: a transaction is whole or not there, also after a power failure; writers queue up, readers see one
+moment; a database that is away is an error of its own, and nothing more is lost than time.
 Tables themselves belong to the rooms that use them: `flops.manager.tables`.
 """
 
-from flops.persistence.database import MIGRATIONS, open_database, reading, writing
+from flops.persistence.database import (
+    MIGRATIONS,
+    connect,
+    database_place,
+    migrate,
+    open_database,
+    reading,
+    writing,
+)
+from flops.persistence.errors import DatabaseAwayError
 from flops.persistence.metadata import JSON, metadata
 
-__all__ = ["JSON", "MIGRATIONS", "metadata", "open_database", "reading", "writing"]
+__all__ = [
+    "JSON",
+    "MIGRATIONS",
+    "DatabaseAwayError",
+    "connect",
+    "database_place",
+    "metadata",
+    "migrate",
+    "open_database",
+    "reading",
+    "writing",
+]

@@ -1,11 +1,9 @@
-"""The manager's database: one SQLite file in WAL mode, brought up to date by Alembic at start.
-
-Durability: ``synchronous=FULL``. In WAL mode NORMAL would survive kill -9 as well, but a power failure could
-take back the last commits, among them reports that their sender has already thrown away because we
-acknowledged them. Writers begin IMMEDIATE, so two of them queue up (``busy_timeout``) instead of failing
-when the second one upgrades.
+"""The manager's database, on SQLite or PostgreSQL: opened, brought up to date by Alembic at start, read and
+written. What the two engines do differently is in `sqlite` and `postgresql`.
 """
 
+import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,32 +14,67 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import event
 
-from flops.core.disk import disk_full
+from flops.persistence import sqlite
 
-_BUSY_TIMEOUT_MS = 10_000
-_PRAGMAS = (
-    "PRAGMA journal_mode=WAL",
-    "PRAGMA synchronous=FULL",
-    "PRAGMA foreign_keys=ON",
-    f"PRAGMA busy_timeout={_BUSY_TIMEOUT_MS}",
-)
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-def open_database(path: Path) -> sa.Engine:
-    """Open the file (mode 600), making it where needed, and run the migrations it has not seen."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path.touch(mode=0o600)
-    # The default pool's 5 connections would make a dozen project threads wait for each other's reads.
-    engine = sa.create_engine(f"sqlite:///{path}", pool_size=16, max_overflow=48)
-    event.listen(engine, "connect", _prepare_connection)
-    event.listen(engine, "begin", _begin)
+def open_database(where: Path | str, *, alone: bool = False) -> sa.Engine:
+    """Open a database and run the migrations it has not seen; openers at the same moment take turns.
+
+    Args:
+        where: an SQLite file, made where needed, or a URL ``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``.
+        alone: keep others out who open it so, until the engine is disposed of. A file is its home's anyway.
+    Raises:
+        InvalidInputError: the URL cannot be used.
+        ConflictError: somebody else is alone in it.
+        DatabaseAwayError: the server does not let us in.
+    """
+    engine = connect(where, alone=alone)
     try:
-        _migrate(engine)
+        with writing(engine, patient=True) as connection:
+            migrate(connection, "head")
     except BaseException:
         engine.dispose()
         raise
     return engine
+
+
+def connect(where: Path | str, *, alone: bool = False) -> sa.Engine:
+    """An engine for `reading` and `writing`, on a database as it is; see `open_database`."""
+    # The default pool's 5 connections would make a dozen project threads wait for each other's reads.
+    options = {"pool_size": 16, "max_overflow": 48, "json_serializer": _to_json}
+    if isinstance(where, Path):
+        engine = sqlite.connect(where, **options)
+    else:
+        from flops.persistence import postgresql  # managers on SQLite need none of its driver
+
+        engine = postgresql.connect(where, alone=alone, **options)
+    event.listen(engine, "begin", _begin)
+    return engine
+
+
+def database_place(url: str) -> str:
+    """Where the database of a URL is, in words that may be shown.
+
+    Raises:
+        InvalidInputError: the URL cannot be used.
+    """
+    from flops.persistence import postgresql
+
+    return postgresql.place(postgresql.parse(url))
+
+
+def migrate(connection: sa.Connection, revision: str) -> None:
+    """Bring the tables up to a revision, or (``base``) remove them, inside the connection's transaction."""
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["connection"] = connection
+    if revision == "base":
+        command.downgrade(config, revision)
+    else:
+        command.upgrade(config, revision)
 
 
 @contextmanager
@@ -50,51 +83,69 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
 
     Raises:
         DiskFullError: the database needs space and there is none.
+        DatabaseAwayError: it does not answer.
     """
-    with _disk_full_told(engine), engine.begin() as connection:
+    options = _adapter(engine).READING
+    with _told(engine), engine.execution_options(**options).begin() as connection:
         yield connection
 
 
 @contextmanager
-def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+def writing(engine: sa.Engine, *, patient: bool = False) -> Iterator[sa.Connection]:
     """One transaction that holds the write lock from its start; committed at the end, or rolled back.
 
+    Args:
+        patient: wait for a writer before it as long as that takes, where the engine can.
     Raises:
         DiskFullError: there is no space for it; nothing was written.
+        DatabaseAwayError: the database does not answer. Where it went away during the commit, the
+            transaction may have come about.
     """
-    with _disk_full_told(engine), engine.execution_options(writes=True).begin() as connection:
+    options = {**_adapter(engine).WRITING, "writes": True, "patient": patient}
+    with _told(engine), engine.execution_options(**options).begin() as connection:
         yield connection
 
 
 @contextmanager
-def _disk_full_told(engine: sa.Engine) -> Iterator[None]:
+def _told(engine: sa.Engine) -> Iterator[None]:
     try:
         yield
-    except sa.exc.OperationalError as error:
-        if "disk is full" not in str(error.orig):
+    except sa.exc.DBAPIError as error:
+        told = _adapter(engine).translated(engine, error)
+        if told is None:
             raise
-        folder = Path(engine.url.database or ".").parent
-        raise disk_full(folder, "the manager") from error
+        raise told from error
 
 
-def _prepare_connection(connection: Any, _record: object) -> None:
-    # The driver's own transaction handling begins DEFERRED and too late; `_begin` does it.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    for pragma in _PRAGMAS:
-        cursor.execute(pragma)
-    cursor.close()
+def _adapter(engine: sa.Engine) -> Any:
+    if engine.dialect.name == "sqlite":
+        return sqlite
+    from flops.persistence import postgresql
+
+    return postgresql
 
 
 def _begin(connection: sa.Connection) -> None:
-    writes = connection.get_execution_options().get("writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    options = connection.get_execution_options()
+    if options.get("writes", False):
+        _adapter(connection.engine).begin_writing(connection, patient=bool(options.get("patient", False)))
+    else:
+        _adapter(connection.engine).begin_reading(connection)
 
 
-def _migrate(engine: sa.Engine) -> None:
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
-    config.set_main_option("path_separator", "os")
-    with writing(engine) as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+def _to_json(value: Any) -> str:
+    """JSON as both engines take it: NaN and infinities are null."""
+    try:
+        return json.dumps(value, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
