@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from flops.cli import launch
-from flops.cli.client import ManagerClient
+from flops.client import Client
 from flops.core.settings import Settings
 from tests.chaos.repository import TAG, make_table
 
@@ -36,7 +36,7 @@ class Home:
         ]
         self.marker = hashlib.sha256(str(self.settings.services_dir.resolve()).encode()).hexdigest()[:12]
 
-    def client(self) -> ManagerClient:
+    def client(self) -> Client:
         """The manager, started where none runs, as any command would."""
         return launch.ensure(self.settings, command=self._command)
 
@@ -57,17 +57,17 @@ class Home:
                 file.truncate()
                 pq.write_table(make_table(site), file)
                 file.seek(0)
-                client.put_fragment(file, [TAG], f"site-{site}", allow_metrics=False)
+                client.put_fragment(file, tag=[TAG], site=f"site-{site}")
 
     def submit(self, spec: Mapping[str, Any]) -> str:
         with self.client() as client:
-            return str(client.submit(spec)["id"])
+            return str(client.submit_project(spec=spec)["id"])
 
     def end(self, timeout_s: float = 60.0) -> None:
         """Stop everything of this home, whatever state it is in."""
         with self.client() as client:
             pid = self.manager_pid()
-            client.shutdown(force=True)
+            client.shut_down(force=True)
         deadline = time.monotonic() + timeout_s
         while pid is not None and Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
             time.sleep(0.05)

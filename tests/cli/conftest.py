@@ -145,8 +145,10 @@ class StandIn:
             return self.projects[PROJECT]
 
         @app.get("/v1/projects")
-        def projects() -> Any:
-            return {"projects": list(self.projects.values())}
+        def projects(request: Request) -> Any:
+            self.requests.append(("GET", "/v1/projects", str(request.query_params)))
+            newest = sorted(self.projects.values(), key=lambda project: -project["created"])
+            return {"projects": newest, "next": None}
 
         @app.get("/v1/projects/{project}")
         def show(project: str) -> Any:
@@ -175,6 +177,11 @@ class StandIn:
         @app.post("/v1/projects/{project}/resume")
         def resume(project: str) -> Any:
             self.emit("project.state", project, state="deploying", reason="resume was requested")
+            return self.projects[project]
+
+        @app.post("/v1/projects/{project}/retry")
+        def retry(project: str) -> Any:
+            self.emit("project.state", project, state="preparing", reason="another attempt was requested")
             return self.projects[project]
 
         @app.delete("/v1/projects/{project}", status_code=204, response_model=None)

@@ -192,7 +192,7 @@ def test_mocked_data_and_their_removal(stand_in: "StandIn", flops: "Flops") -> N
     assert flops("data", "mock", "mnist", "--sites", "2", "--alpha", "0.3").code == 0
     assert stand_in.requests[-1][2] == {
         "dataset": "mnist", "tags": ["mnist"], "sites": 2, "partition": "dirichlet", "alpha": 0.3, "seed": 0,
-        "num_examples": None, "shards_per_site": 2, "test_split": False,
+        "shards_per_site": 2, "test_split": False,
     }  # fmt: skip
     assert flops("data", "rm", "f-1").out == "removed f-1\n"
     assert flops("data", "rm", "f-2").code == 1
@@ -296,3 +296,23 @@ def test_help_is_there_for_every_command(flops: "Flops") -> None:
     assert "Federated training" in out
     assert flops("data", "--help").code == 0
     assert "flops run . --mock mnist --learners 3 --alpha 0.5" in flops("run", "--help").out
+
+
+def test_a_list_of_projects_is_filtered_by_the_manager(stand_in: "StandIn", flops: "Flops") -> None:
+    stand_in.add_project("p-one222", created=1.0)
+    stand_in.add_project("p-two222", created=2.0)
+    ended = flops(
+        "ls", "--state", "failed", "--state", "paused", "--name", "mnist", "--search", "x y", "--last", "1", "--json"
+    )  # fmt: skip
+    assert [project["id"] for project in ended.json] == ["p-two222"]
+    assert stand_in.requests[-1] == (
+        "GET",
+        "/v1/projects",
+        "state=failed&state=paused&name=mnist&text=x+y&limit=1",
+    )
+
+
+def test_a_failed_project_is_attempted_again(stand_in: "StandIn", flops: "Flops") -> None:
+    stand_in.add_project("p-one222", state="failed")
+    ended = flops("retry", "p-one222")
+    assert (ended.code, "preparing" in ended.out, "flops attach p-one222" in ended.out) == (0, True, True)

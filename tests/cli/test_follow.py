@@ -3,8 +3,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flops.cli.follow import Away, Back, ProjectEvent, follow, read_stream
+from flops.cli.follow import Away, Back, follow
 from flops.cli.launch import find
+from flops.client.events import ProjectEvent, read_stream
 from flops.core.errors import NotFoundError, UnavailableError
 
 if TYPE_CHECKING:

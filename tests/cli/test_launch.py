@@ -52,7 +52,7 @@ def test_callers_at_once_start_one_manager(tmp_path: Path) -> None:
 
     def call() -> None:
         with ensure(settings, announce=told.append, command=(sys.executable, "-c", TINY)) as client:
-            answers.append(client.health()["pid"])
+            answers.append(client.get_health()["pid"])
 
     threads = [threading.Thread(target=call) for _ in range(4)]
     for thread in threads:
@@ -133,7 +133,7 @@ def test_a_proxy_of_the_internet_is_not_used(stand_in: "StandIn", monkeypatch: p
     client = find(stand_in.settings)
     assert client is not None
     with client:
-        assert client.projects() == []
+        assert client.list_projects()["projects"] == []
 
 
 def test_a_wrong_port_in_the_environment_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

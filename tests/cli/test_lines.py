@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from flops.cli.follow import ProjectEvent
 from flops.cli.lines import Lines
 from flops.cli.live import Status
 from flops.cli.progress import Progress
+from flops.client.events import ProjectEvent
 
 ROUND = {"participants": 2, "cohort": 2, "metrics": {"loss": 0.5, "accuracy": 0.75}, "duration_s": 1.5}
 

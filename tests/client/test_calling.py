@@ -237,7 +237,7 @@ def test_the_asynchronous_client_does_the_same() -> None:
 
 
 def test_without_an_address_it_is_this_homes_manager(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("FLOPS_URL", "FLOPS_TOKEN"):
+    for name in ("FLOPS_MANAGER", "FLOPS_TOKEN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("FLOPS_HOME", str(tmp_path))
     with pytest.raises(UnavailableError, match=r"no manager runs on .* - start it with 'flops up'"):
@@ -246,9 +246,7 @@ def test_without_an_address_it_is_this_homes_manager(tmp_path: Any, monkeypatch:
     (tmp_path / "token").write_text("secret\n")
     with Client() as client:
         assert client.url == "http://127.0.0.1:1"
-    monkeypatch.setenv("FLOPS_URL", "https://elsewhere/")
-    with pytest.raises(InvalidInputError, match="there is no token for https://elsewhere/"):
-        Client()
+    monkeypatch.setenv("FLOPS_MANAGER", "https://elsewhere/")
     monkeypatch.setenv("FLOPS_TOKEN", "t")
     with Client() as client:
         assert client.url == "https://elsewhere"

@@ -1,6 +1,6 @@
 """`flops data`: the data that learners of this machine train on."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,7 +47,7 @@ def put(
     as_json: JsonFlag = False,
 ) -> None:
     """Store files as fragments, for learners to find by tag."""
-    from flops.cli.client import parquet_file
+    from flops.cli.parquet import parquet_file
     from flops.cli.session import manager
 
     if not tag:
@@ -58,7 +58,7 @@ def put(
             with parquet_file(file) as parquet:
                 fragments.append(
                     client.put_fragment(
-                        parquet, tag, site, allow_metrics=allow_metrics, labels=label or [], node=node
+                        parquet, tag=tag, site=site, allow_metrics=allow_metrics, label=label, node=node
                     )
                 )
     _print(fragments, as_json=as_json)
@@ -73,7 +73,7 @@ def list_fragments(
     from flops.cli.session import manager
 
     with manager() as client:
-        fragments = client.fragments(tag or [], site)
+        fragments = client.list_fragments(tag=tag, site=site)["fragments"]
     _print(fragments, as_json=as_json)
 
 
@@ -122,7 +122,7 @@ def mock(
     """Split a known data set over places, tagged with its name or your tags."""
     from flops.cli.session import manager
 
-    request = {
+    request: dict[str, Any] = {
         "dataset": dataset,
         "tags": tag or [dataset],
         "sites": sites,
@@ -135,11 +135,11 @@ def mock(
         "num_examples": num_examples,
     }
     with manager() as client:
-        fragments = client.mock(request)
+        fragments = client.mock_data(**request)["fragments"]
     _print(fragments, as_json=as_json)
 
 
-def _print(fragments: Sequence[dict[str, Any]], *, as_json: bool) -> None:
+def _print(fragments: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:
     if as_json:
         print_json(fragments)
         return

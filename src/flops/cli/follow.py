@@ -1,42 +1,14 @@
 """A project's events as they happen, across restarts of the manager."""
 
-import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
-from flops.cli.client import ManagerAwayError, ManagerClient
+from flops.client import Client, ManagerAwayError, ProjectEvent
+from flops.client.events import RESTING, read_stream
 from flops.core.errors import UnavailableError
-from flops.core.events import EventKind
-
-TERMINAL = frozenset({"finished", "failed", "stopped"})
-"""States after which nothing happens any more."""
-
-RESTING = TERMINAL | {"paused"}
-"""States in which nothing happens until somebody asks for it."""
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 1.0
-
-
-@dataclass(frozen=True)
-class ProjectEvent:
-    """An event as it came; ``kind`` is text, so that a newer manager's kinds pass through."""
-
-    seq: int
-    time: float
-    kind: str
-    data: dict[str, Any]
-    json: dict[str, Any]
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> "ProjectEvent":
-        return cls(value["seq"], value["time"], value["kind"], value["data"], value)
-
-    @property
-    def state(self) -> str | None:
-        """The project's state from now on; None: the event changes none."""
-        return str(self.data.get("state")) if self.kind == EventKind.PROJECT_STATE else None
 
 
 @dataclass(frozen=True)
@@ -53,7 +25,7 @@ class Back:
 
 def follow(
     project: str,
-    find: Callable[[], ManagerClient | None],
+    find: Callable[[], Client | None],
     *,
     after: int = 0,
     patience_s: float = 600.0,
@@ -91,7 +63,7 @@ def follow(
                             seen, state = event.seq, event.state or state
                             yield event
                     if seen == before:  # all was told before
-                        state = str(client.project(project)["state"])
+                        state = str(client.get_project(project)["state"])
                     if state in RESTING:
                         return
                 # A manager that shuts down closes its streams first: look again before calling it away.
@@ -112,20 +84,3 @@ def follow(
             )
         pause(pause_s)
         pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-
-def read_stream(lines: Iterable[str]) -> Iterator[ProjectEvent]:
-    """Parse a text/event-stream; comments (heartbeats) and fields that we do not use are passed over.
-
-    Source:
-        HTML Living Standard, 9.2.6 "Interpreting an event stream".
-    """
-    data: list[str] = []
-    for line in lines:
-        if line:
-            field, _, value = line.partition(":")
-            if field == "data":
-                data.append(value.removeprefix(" "))
-        elif data:
-            yield ProjectEvent.from_json(json.loads("\n".join(data)))
-            data.clear()

@@ -4,6 +4,7 @@ import os
 import re
 import sys
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
@@ -58,8 +59,9 @@ def login(
 ) -> None:
     """Talk to a manager elsewhere from now on; its token is asked for, or read from FLOPS_TOKEN."""
     from flops.cli.launch import settings_here
-    from flops.cli.login import Login, ask_for_authority, checked_url, fingerprint, keep
+    from flops.cli.login import ask_for_authority, fingerprint, keep
     from flops.cli.session import client_of
+    from flops.client.login import Login, checked_url
 
     address = checked_url(url)
     authority = None
@@ -137,8 +139,9 @@ def add_user(
     """Add a user; 'flops token create --user NAME' next lets them in."""
     from flops.cli.session import manager
 
+    wanted: dict[str, Any] = {"name": name, "role": role or "engineer", "teams": team or []}
     with manager() as client:
-        made = client.add_user({"name": name, "role": role or "engineer", "teams": team or []})
+        made = client.add_user(**wanted)
     if as_json:
         print_json(made)
     else:
@@ -151,7 +154,7 @@ def list_users(as_json: JsonFlag = False) -> None:
     from flops.cli.session import manager
 
     with manager() as client:
-        found = client.users()
+        found = client.list_users()["users"]
     if as_json:
         print_json(found)
         return
@@ -181,11 +184,11 @@ def set_user(
     from flops.cli.session import manager
 
     wanted = {"role": role, "teams": team, "disabled": disabled}
-    change = {key: value for key, value in wanted.items() if value is not None}
+    change: dict[str, Any] = {key: value for key, value in wanted.items() if value is not None}
     if not change:
         raise InvalidInputError("nothing was to be changed - give --role, --team, --disable or --enable")
     with manager() as client:
-        changed = client.change_user(name, change)
+        changed = client.change_user(name, **change)
     if as_json:
         print_json(changed)
     else:
@@ -215,7 +218,7 @@ def create_token(
     if lasts is not None:
         wanted["expires_s"] = _seconds(lasts)
     with manager() as client:
-        made = client.add_token(wanted)
+        made = client.add_token(**wanted)
     if as_json:
         print_json(made)
         return
@@ -232,7 +235,7 @@ def list_tokens(
     from flops.cli.session import manager
 
     with manager() as client:
-        found = client.tokens(user)
+        found = client.list_tokens(user=user)["tokens"]
     if as_json:
         print_json(found)
         return
@@ -270,7 +273,7 @@ def list_audit(
     from flops.cli.session import manager
 
     with manager() as client:
-        found = client.audit(user=user, limit=last)
+        found = client.audit(user=user, limit=last, newest=True)["entries"]
     found.reverse()
     if as_json:
         print_json(found)
@@ -303,7 +306,7 @@ def verify_audit(
     from flops.cli.session import manager
 
     with manager() as client:
-        found = client.verify_audit(head)
+        found = client.verify(head=head)
     if as_json:
         print_json(found)
     elif found["ok"]:
@@ -325,7 +328,7 @@ def _seconds(text: str) -> float:
     return float(found.group(1)) * _UNITS[found.group(2)]
 
 
-def _state(token: dict[str, Any]) -> str:
+def _state(token: Mapping[str, Any]) -> str:
     if token["revoked"] is not None:
         return "revoked"
     if token["expires"] is None:

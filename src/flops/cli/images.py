@@ -1,6 +1,6 @@
 """`flops images`: the images that projects run in, and what they are built on."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +24,7 @@ def list_images(as_json: JsonFlag = False) -> None:
     from flops.cli.session import manager
 
     with manager() as client:
-        found = client.images()
+        found = client.list_images()["images"]
     if as_json:
         print_json(found)
         return
@@ -60,15 +60,16 @@ def base(
 
     platforms = [one.strip() for given in platform or [] for one in given.split(",") if one.strip()]
     with manager() as client:
-        made = client.make_base(
-            {
-                "suite": suite,
-                "platforms": platforms or ["linux/amd64", "linux/arm64"],
-                "mirror": mirror,
-                "refresh": refresh,
-            },
-            note,
-        )
+        made: dict[str, Any] = {}
+        for line in client.make_base_image(
+            suite=suite,
+            platforms=platforms or ["linux/amd64", "linux/arm64"],
+            mirror=mirror,
+            refresh=refresh,
+        ):
+            made = line.get("result", made)
+            if "progress" in line:
+                note(line["progress"])
     if as_json:
         print_json(made)
         return

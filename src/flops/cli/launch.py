@@ -2,30 +2,22 @@
 
 import contextlib
 import fcntl
-import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from flops.cli.client import ManagerAwayError, ManagerClient
-from flops.cli.login import find_login
-from flops.core.errors import FailedError, FlopsError, InvalidInputError, UnauthorizedError
+from flops.client import Client, ManagerAwayError
+from flops.client.address import local_address, local_token
+from flops.client.login import find_login
+from flops.core.errors import FailedError, FlopsError, InvalidInputError
 from flops.core.settings import Settings
 
 _LOG_TAIL_LINES = 15
 _LOOK_AGAIN_S = 0.03
 _GRACE_S = 5.0
-
-
-@dataclass(frozen=True)
-class Address:
-    """Where a manager said it is."""
-
-    url: str
-    pid: int
+_HEALTH_TIMEOUT_S = 5.0
 
 
 def settings_here() -> Settings:
@@ -40,36 +32,30 @@ def settings_here() -> Settings:
         raise InvalidInputError(str(error)) from error
 
 
-def find(settings: Settings) -> ManagerClient | None:
+def find(settings: Settings) -> Client | None:
     """The manager that one is signed in to, else `find_here`'s."""
     if (login := find_login(settings)) is not None:
-        return ManagerClient(login.url, login.token, login.ca)
+        return Client(login.url, login.token, login.ca)
     return find_here(settings)
 
 
-def find_here(settings: Settings) -> ManagerClient | None:
+def find_here(settings: Settings) -> Client | None:
     """The running manager of this FLOPS_HOME; None where none answers.
 
     Whoever listens at the address must name the process that wrote it: a port may have been taken over
     since, and the token is for the manager alone.
     """
-    address = _address(settings.address_file)
+    address = local_address(settings)
     if address is None:
         return None
-    with ManagerClient(address.url, token="") as anonymous:
+    with Client(address.url, token="", attempts=1, timeout_s=_HEALTH_TIMEOUT_S) as anonymous:
         try:
-            health = anonymous.health()
+            health = anonymous.get_health()
         except FlopsError:
             return None
     if health.get("pid") != address.pid:
         return None
-    try:
-        token = settings.token_file.read_text().strip()
-    except OSError as error:
-        raise UnauthorizedError(
-            f"the token of the manager cannot be read ({error}) - only the user who started it can use it"
-        ) from error
-    return ManagerClient(address.url, token)
+    return Client(address.url, local_token(settings))
 
 
 def ensure(
@@ -80,7 +66,7 @@ def ensure(
     announce: Callable[[str], None] = lambda _: None,
     command: Sequence[str] = (sys.executable, "-P", "-m", "flops.manager"),
     deadline_s: float = 60.0,
-) -> ManagerClient:
+) -> Client:
     """The running manager, started first if there is none.
 
     Several callers at once start one manager: they take turns by a file lock.
@@ -103,9 +89,7 @@ def ensure(
         return _start(settings, options, command, deadline_s)
 
 
-def _start(
-    settings: Settings, options: Sequence[str], command: Sequence[str], deadline_s: float
-) -> ManagerClient:
+def _start(settings: Settings, options: Sequence[str], command: Sequence[str], deadline_s: float) -> Client:
     settings.logs_dir.mkdir(parents=True, exist_ok=True)
     log = settings.logs_dir / "manager.log"
     arguments = [*command, "--home", str(settings.home), *options]
@@ -150,25 +134,18 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def wait_until_gone(settings: Settings, client: ManagerClient, *, deadline_s: float = 20.0) -> bool:
+def wait_until_gone(settings: Settings, client: Client, *, deadline_s: float = 20.0) -> bool:
     """Wait for a manager that was asked to end; False if it still answers at the deadline."""
     deadline = time.monotonic() + deadline_s
-    while time.monotonic() < deadline:
-        try:
-            client.health(timeout_s=1.0)
-        except ManagerAwayError:
-            if _address(settings.address_file) is None or find_here(settings) is None:
-                return True
-        time.sleep(_LOOK_AGAIN_S)
+    with Client(client.url, token="", attempts=1, timeout_s=1.0) as anonymous:
+        while time.monotonic() < deadline:
+            try:
+                anonymous.get_health()
+            except ManagerAwayError:
+                if local_address(settings) is None or find_here(settings) is None:
+                    return True
+            time.sleep(_LOOK_AGAIN_S)
     return False
-
-
-def _address(file: Path) -> Address | None:
-    try:
-        value = json.loads(file.read_text())
-        return Address(url=str(value["url"]), pid=int(value["pid"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None  # not there yet, or half written by a manager that was killed
 
 
 def _tail(log: Path, start: int) -> str:

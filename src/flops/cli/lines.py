@@ -5,9 +5,9 @@ from typing import Any
 
 from rich.text import Text
 
-from flops.cli.follow import RESTING, ProjectEvent
 from flops.cli.output import clean, duration, number, percent, size
 from flops.cli.progress import Progress, how_many
+from flops.client.events import RESTING, ProjectEvent
 from flops.core.events import EventKind
 
 _STEP_WIDTH = 18

@@ -12,11 +12,12 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from flops.cli.client import ManagerClient
-from flops.cli.follow import Away, Back, ProjectEvent, follow
+from flops.cli.follow import Away, Back, follow
 from flops.cli.lines import Lines, result
 from flops.cli.output import clean, console, duration, note, print_json_line
 from flops.cli.progress import Progress
+from flops.client import Client
+from flops.client.events import ProjectEvent
 from flops.core.errors import UnavailableError
 
 _WORDS = {
@@ -113,7 +114,7 @@ class Status:
 
 def watch(
     project: Mapping[str, Any],
-    find: Callable[[], ManagerClient | None],
+    find: Callable[[], Client | None],
     *,
     as_json: bool,
     after: int = 0,
@@ -134,7 +135,7 @@ def watch(
 def _as_json(
     project: Mapping[str, Any],
     events: Iterator[ProjectEvent | Away | Back],
-    find: Callable[[], ManagerClient | None],
+    find: Callable[[], Client | None],
 ) -> int:
     for event in events:
         if isinstance(event, ProjectEvent):
@@ -149,7 +150,7 @@ def _as_json(
 def _as_text(
     project: Mapping[str, Any],
     events: Iterator[ProjectEvent | Away | Back],
-    find: Callable[[], ManagerClient | None],
+    find: Callable[[], Client | None],
 ) -> int:
     out = console()
     training = (project.get("spec") or {}).get("training") or {}
@@ -189,11 +190,11 @@ def _drawn(out: Console, status: Status) -> Iterator[None]:
         yield
 
 
-def _final(project: Mapping[str, Any], find: Callable[[], ManagerClient | None]) -> dict[str, Any]:
+def _final(project: Mapping[str, Any], find: Callable[[], Client | None]) -> Mapping[str, Any]:
     client = find()
     if client is None:
         raise UnavailableError(
             f"project {project['id']} has ended, but the manager is away - see 'flops show {project['id']}'"
         )
     with client:
-        return client.project(str(project["id"]))
+        return client.get_project(str(project["id"]))

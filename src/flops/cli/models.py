@@ -1,5 +1,6 @@
 """`flops models` and `flops model get`: trained models, and how to take one home."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -26,7 +27,7 @@ def list_models(as_json: JsonFlag = False) -> None:
     from flops.cli.session import manager
 
     with manager() as client:
-        found = client.models()
+        found = client.list_models()["models"]
     if as_json:
         print_json(found)
         return
@@ -61,9 +62,9 @@ def get(
 
     name, _, version = model.partition(":")
     with manager() as client:
-        version = version or _newest(client.models(), name)
+        version = version or _newest(client.list_models()["models"], name)
         folder = (out or Path(f"{Path(name).name}-{version}")).absolute()
-        files = receive(lambda into: client.model_archive(name, version, into), folder)
+        files = receive(lambda into: client.get_model_archive(name, _number(version), into), folder)
     if as_json:
         print_json(
             {
@@ -79,7 +80,7 @@ def get(
         say((f"  {clean(file)}", "dim"))
 
 
-def _newest(models: list[dict[str, Any]], name: str) -> str:
+def _newest(models: Sequence[Mapping[str, Any]], name: str) -> str:
     from flops.core.errors import NotFoundError
 
     found = [model for model in models if model["name"] == name]
@@ -89,6 +90,14 @@ def _newest(models: list[dict[str, Any]], name: str) -> str:
     return str(max(found, key=_order)["version"])
 
 
-def _order(model: dict[str, Any]) -> int:
+def _number(version: str) -> int:
+    from flops.core.errors import InvalidInputError
+
+    if not version.isdecimal():
+        raise InvalidInputError(f"'{clean(version)[:40]}' is no version - use a number, see 'flops models'")
+    return int(version)
+
+
+def _order(model: Mapping[str, Any]) -> int:
     version = str(model["version"])
     return int(version) if version.isdecimal() else 0

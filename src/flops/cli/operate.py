@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from flops.cli.client import ManagerClient
+    from flops.client import Client
     from flops.core.settings import Settings
 
 from flops.cli.output import JsonFlag, note, print_json, say
@@ -28,7 +28,7 @@ def ui(
     from flops.cli.session import manager
 
     with manager() as client:
-        answer = client.ui()
+        answer = client.start_ui()
     if as_json:
         print_json(answer)
     else:
@@ -56,7 +56,7 @@ def up(
     settings = settings_here()
     running = find_here(settings)
     with running or ensure(settings, port=port, listen=listen, announce=note) as client:
-        health = client.health()
+        health = client.get_health()
         shared = _shared(settings, client) if listen or settings.listen else {}
     if as_json:
         print_json({"url": client.url, **health, **shared})
@@ -73,7 +73,7 @@ def up(
         note(f"it keeps its port - for port {port}: 'flops down', then 'flops up --port {port}'")
 
 
-def _shared(settings: "Settings", client: "ManagerClient") -> dict[str, str]:
+def _shared(settings: "Settings", client: "Client") -> dict[str, str]:
     """What the operator passes on, and the admin's token where nobody has one yet."""
     from flops.cli.login import fingerprint
 
@@ -81,8 +81,8 @@ def _shared(settings: "Settings", client: "ManagerClient") -> dict[str, str]:
     if not authority.exists():
         return {}
     shared = {"fingerprint": fingerprint(authority.read_text(encoding="ascii"))}
-    if not client.tokens("admin"):
-        shared["admin_token"] = client.add_token({"name": "first start", "user": "admin"})["token"]
+    if not client.list_tokens(user="admin")["tokens"]:
+        shared["admin_token"] = client.add_token(name="first start", user="admin")["token"]
     return shared
 
 
@@ -100,7 +100,7 @@ def down(
         _tell_down(was_running=False, as_json=as_json)
         return
     with client:
-        client.shutdown(force=force)
+        client.shut_down(force=force)
         if not wait_until_gone(settings, client):
             raise UnavailableError(
                 f"the manager at {client.url} still answers - see {settings.logs_dir / 'manager.log'}"
@@ -124,7 +124,7 @@ def version(as_json: JsonFlag = False) -> None:
     running = None
     if client is not None:
         with client:
-            running = str(client.health()["version"])
+            running = str(client.get_health()["version"])
     if as_json:
         print_json({"flops": __version__, "manager": running})
     else:

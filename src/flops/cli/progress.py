@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from flops.cli.follow import RESTING, ProjectEvent
+from flops.client.events import RESTING, ProjectEvent
 from flops.core.events import EventKind
 
 _QUICKER = "enough others were quicker"

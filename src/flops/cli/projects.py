@@ -1,10 +1,11 @@
-"""Looking at projects, pausing and ending them: ls, show, logs, events, pause, resume, extend, stop,
-rm.
+"""Looking at projects, pausing and ending them: ls, show, logs, events, pause, resume, retry, extend,
+stop, rm.
 """
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -29,8 +30,7 @@ from flops.cli.session import ProjectArgument, ProjectArguments
 if TYPE_CHECKING:
     from rich.tree import Tree
 
-    from flops.cli.client import ManagerClient
-    from flops.cli.follow import ProjectEvent
+    from flops.client import Client, ProjectEvent
 
 _PANEL = "Federated training"
 _STOP_DEADLINE_S = 30.0
@@ -46,6 +46,7 @@ def register(app: typer.Typer) -> None:
         ("events", events),
         ("pause", pause),
         ("resume", resume),
+        ("retry", retry),
         ("extend", extend),
         ("stop", stop),
         ("rm", remove),
@@ -53,12 +54,23 @@ def register(app: typer.Typer) -> None:
         app.command(name, rich_help_panel=_PANEL)(command)
 
 
-def list_projects(as_json: JsonFlag = False) -> None:
+def list_projects(
+    state: Annotated[
+        list[str] | None, typer.Option(help="Only in this state, such as training (repeatable).")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="Only of this name.")] = None,
+    search: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Only with this in id, name, source or reason.")
+    ] = None,
+    last: Annotated[int | None, typer.Option("--last", min=1, help="So many, the newest.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
     """List projects, the newest first."""
     from flops.cli.session import manager
 
+    wanted: dict[str, Any] = {"state": state, "name": name, "text": search, "page": min(last or 500, 500)}
     with manager() as client:
-        found = sorted(client.projects(), key=lambda project: -project["created"])
+        found = list(islice(client.iterate_projects(**wanted), last))
     if as_json:
         print_json(found)
         return
@@ -80,7 +92,7 @@ def list_projects(as_json: JsonFlag = False) -> None:
     )
 
 
-def _remark(project: dict[str, Any]) -> str:
+def _remark(project: Mapping[str, Any]) -> str:
     if project.get("reason"):
         return str(project["reason"]).splitlines()[0]
     model = project.get("model")
@@ -92,7 +104,7 @@ def show(project: ProjectArgument, as_json: JsonFlag = False) -> None:
     from flops.cli.session import manager
 
     with manager() as client:
-        found = client.project(project)
+        found = client.get_project(project)
     if as_json:
         print_json(found)
         return
@@ -132,7 +144,7 @@ def show(project: ProjectArgument, as_json: JsonFlag = False) -> None:
         )
 
 
-def _hierarchy(found: dict[str, Any]) -> "Tree":
+def _hierarchy(found: Mapping[str, Any]) -> "Tree":
     from rich.tree import Tree
 
     branches = {None: Tree(Text("root", style="bold"), guide_style="dim")}
@@ -151,7 +163,7 @@ def _hierarchy(found: dict[str, Any]) -> "Tree":
     return branches[None]
 
 
-def _worth_a_line(learners: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str, Any]], str]:
+def _worth_a_line(learners: Sequence[Mapping[str, Any]]) -> tuple[Sequence[Mapping[str, Any]], str]:
     """Of many learners those that have something to tell, and all in a few words."""
     if len(learners) <= _MANY:
         return learners, ""
@@ -160,7 +172,7 @@ def _worth_a_line(learners: Sequence[dict[str, Any]]) -> tuple[Sequence[dict[str
     return [one for one in learners if one.get("reason")][:_MANY], f"{len(learners)} learners: {counts}"
 
 
-def _member(name: str, member: dict[str, Any]) -> Text:
+def _member(name: str, member: Mapping[str, Any]) -> Text:
     text = Text(f"{clean(name)}  ")
     text.append(state_text(member["state"]))
     if member.get("reason"):
@@ -168,7 +180,7 @@ def _member(name: str, member: dict[str, Any]) -> Text:
     return text
 
 
-def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     spec = found.get("spec") or {}
     training = spec.get("training") or {}
     strategy = training.get("strategy") or {}
@@ -206,7 +218,7 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     return [(label, str(value)) for label, value in facts if value]
 
 
-def _served(deployment: dict[str, Any] | None) -> str | None:
+def _served(deployment: Mapping[str, Any] | None) -> str | None:
     if deployment is None:
         return None
     what = f"{deployment['model']}:{deployment['version']}"
@@ -227,7 +239,7 @@ def logs(
     from flops.cli.session import manager
 
     with manager() as client:
-        found = client.logs(project, service, tail)
+        found = client.get_logs(project, service=service, tail=tail)["logs"]
     if as_json:
         print_json(found)
         return
@@ -248,15 +260,14 @@ def events(
     as_json: JsonFlag = False,
 ) -> None:
     """Print a project's events; with --json one on each line."""
-    from flops.cli.follow import ProjectEvent
     from flops.cli.session import finder, manager
 
     with manager() as client:
         if not follow:
-            for value in client.events(project, after):
-                _print_event(ProjectEvent.from_json(value), as_json=as_json)
+            for event in client.iterate_events(project, after):
+                _print_event(event, as_json=as_json)
             return
-        client.project(project)
+        client.get_project(project)
     _follow_events(project, finder(), after, as_json=as_json)
 
 
@@ -299,7 +310,7 @@ def stop(projects: ProjectArguments, as_json: JsonFlag = False) -> None:
 
     with manager() as client:
         for project in projects:
-            client.stop(project)
+            client.stop_project(project)
         ended = [_wait_while(client, project, "stopping") for project in projects]
     _print_states(ended, as_json=as_json)
 
@@ -310,7 +321,7 @@ def pause(projects: ProjectArguments, as_json: JsonFlag = False) -> None:
 
     with manager() as client:
         for project in projects:
-            client.pause(project)
+            client.pause_project(project)
         paused = [_wait_while(client, project, "pausing") for project in projects]
     _print_states(paused, as_json=as_json)
 
@@ -320,8 +331,17 @@ def resume(projects: ProjectArguments, as_json: JsonFlag = False) -> None:
     from flops.cli.session import manager
 
     with manager() as client:
-        resumed = [client.resume(project) for project in projects]
+        resumed = [client.resume_project(project) for project in projects]
     _print_states(resumed, as_json=as_json, advice="watch it with 'flops attach {}'")
+
+
+def retry(projects: ProjectArguments, as_json: JsonFlag = False) -> None:
+    """Attempt failed or stopped projects once more, from their last finished step or round."""
+    from flops.cli.session import manager
+
+    with manager() as client:
+        retried = [client.retry_project(project) for project in projects]
+    _print_states(retried, as_json=as_json, advice="watch it with 'flops attach {}'")
 
 
 def extend(
@@ -333,13 +353,13 @@ def extend(
     from flops.cli.session import manager
 
     with manager() as client:
-        extended = client.extend(project, rounds)
+        extended = client.extend_project(project, rounds=rounds)
     paused = extended["state"] == "paused"
     advice = "resume it with 'flops resume {}'" if paused else "watch it with 'flops attach {}'"
     _print_states([extended], as_json=as_json, advice=advice)
 
 
-def _print_states(projects: Sequence[dict[str, Any]], *, as_json: bool, advice: str = "") -> None:
+def _print_states(projects: Sequence[Mapping[str, Any]], *, as_json: bool, advice: str = "") -> None:
     if as_json:
         print_json(projects)
         return
@@ -348,11 +368,11 @@ def _print_states(projects: Sequence[dict[str, Any]], *, as_json: bool, advice: 
         say((found["id"], "bold cyan"), "  ", (found["state"], "yellow"), more)
 
 
-def _wait_while(client: "ManagerClient", project: str, state: str) -> dict[str, Any]:
+def _wait_while(client: "Client", project: str, state: str) -> Mapping[str, Any]:
     from flops.core.errors import UnavailableError
 
     deadline = time.monotonic() + _STOP_DEADLINE_S
-    while (found := client.project(project))["state"] == state:
+    while (found := client.get_project(project))["state"] == state:
         if time.monotonic() > deadline:
             raise UnavailableError(
                 f"project {project} is still {found['state']} after {_STOP_DEADLINE_S:.0f} s - "
@@ -372,7 +392,7 @@ def remove(
 
     with manager() as client:
         for project in projects:
-            client.remove(project, force=force)
+            client.remove_project(project, force=force)
             if not as_json:
                 say("removed ", (project, "bold cyan"))
     if as_json:

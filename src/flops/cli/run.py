@@ -229,7 +229,7 @@ def run(
         strategy_param or [],
     )
     with manager() as client:
-        project = client.submit(wanted.to_json())
+        project = client.submit_project(spec=wanted.to_json())
     if not detach:
         raise typer.Exit(watch(project, finder(), as_json=as_json))
     if as_json:
@@ -250,5 +250,5 @@ def attach(
     from flops.cli.session import finder, manager
 
     with manager() as client:
-        found = client.project(project)
+        found = client.get_project(project)
     raise typer.Exit(watch(found, finder(), as_json=as_json))

@@ -38,14 +38,15 @@ def deploy(
     from flops.cli.session import manager
 
     with manager() as client:
-        found = client.deploy(project, onnx=onnx)
+        found = client.deploy_model(project, onnx=onnx)
     if as_json:
         print_json(found)
         return
     served = found["deployment"]
+    assert served is not None
     form = " in ONNX" if served["kind"] == "onnx" else ""
     name = f"{clean(served['model'])}:{served['version']}"
-    say((name, "bold"), f" is served{form} at {clean(served['url'])}")
+    say((name, "bold"), f" is served{form} at {clean(served['url'] or '')}")
     say(("next     ", "default"), (f"flops predict {project} --data FILE", "cyan"))
 
 
@@ -54,7 +55,7 @@ def undeploy(project: ProjectArgument, as_json: JsonFlag = False) -> None:
     from flops.cli.session import manager
 
     with manager() as client:
-        found = client.undeploy(project)
+        found = client.undeploy_model(project)
     if as_json:
         print_json(found)
         return
@@ -82,7 +83,7 @@ def predict(
 
     content_type, body = request_of(data)
     with manager() as client:
-        answer = client.predict(project, content_type, body)
+        answer = client.predict(project, body, content_type)
     if as_json:
         print_json(answer)
         return

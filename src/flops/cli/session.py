@@ -13,8 +13,8 @@ from flops.core.errors import InvalidInputError
 from flops.core.ids import project_id
 
 if TYPE_CHECKING:
-    from flops.cli.client import ManagerClient
-    from flops.cli.login import Login
+    from flops.client import Client
+    from flops.client.login import Login
 
 
 def _checked(given: str | list[str]) -> str | list[str]:
@@ -31,21 +31,21 @@ ProjectArgument = Annotated[str, typer.Argument(metavar="ID", help=_HELP, callba
 ProjectArguments = Annotated[list[str], typer.Argument(metavar="ID...", help=_HELP, callback=_checked)]
 
 
-def client_of(login: "Login") -> "ManagerClient":
+def client_of(login: "Login") -> "Client":
     """A client of a manager elsewhere."""
-    from flops.cli.client import ManagerClient
+    from flops.client import Client
 
-    return ManagerClient(login.url, login.token, login.ca)
+    return Client(login.url, login.token, login.ca)
 
 
-def manager() -> "ManagerClient":
+def manager() -> "Client":
     """The manager that one is signed in to, else that of this FLOPS_HOME, started if none runs."""
     from flops.cli.launch import ensure, settings_here
 
     return ensure(settings_here(), announce=note)
 
 
-def finder() -> "Callable[[], ManagerClient | None]":
+def finder() -> "Callable[[], Client | None]":
     """Looks the running manager up anew at every call, and never starts one."""
     from flops.cli.launch import find, settings_here
 

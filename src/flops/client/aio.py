@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -13,9 +14,10 @@ import httpx
 
 from flops.client.errors import ManagerAwayError, error_of, told_error, translated
 from flops.client.events import HEARTBEAT_S, RESTING, ProjectEvent, StreamParser
+from flops.client.login import Login, whom_to_ask
 from flops.client.operations import AsyncOperations
 from flops.client.shapes import ProjectSummary
-from flops.client.wire import CONNECT_TIMEOUT_S, SLOW_TIMEOUT, Call, json_of, pause_before_next, whom_to_ask
+from flops.client.wire import CONNECT_TIMEOUT_S, SLOW_TIMEOUT, Call, json_of, pause_before_next
 from flops.core.errors import FlopsError, UnavailableError
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
@@ -28,21 +30,22 @@ class AsyncClient(AsyncOperations):
         self,
         url: str | None = None,
         token: str | None = None,
+        ca: str | None = None,
         *,
         attempts: int = 3,
         timeout_s: float = 60.0,
-        verify: Any = True,
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        self.url, token = whom_to_ask(url, token)
+        asked = whom_to_ask() if url is None else Login(url.rstrip("/"), token or "", ca)
+        self.url = asked.url
         self._attempts = attempts
         self._sleep = sleep
         self._http = httpx.AsyncClient(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
+            headers={"Authorization": f"Bearer {asked.token}"} if asked.token else {},
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
-            verify=verify,
+            verify=ssl.create_default_context(cadata=asked.ca) if asked.ca is not None else True,
             transport=transport,
             trust_env=False,
         )

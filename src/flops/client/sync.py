@@ -1,6 +1,7 @@
 """The client for ordinary programs."""
 
 import json
+import ssl
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,9 +13,10 @@ import httpx
 
 from flops.client.errors import ManagerAwayError, error_of, told_error, translated
 from flops.client.events import HEARTBEAT_S, RESTING, ProjectEvent, read_stream
+from flops.client.login import Login, whom_to_ask
 from flops.client.operations import Operations
 from flops.client.shapes import ProjectSummary
-from flops.client.wire import CONNECT_TIMEOUT_S, SLOW_TIMEOUT, Call, json_of, pause_before_next, whom_to_ask
+from flops.client.wire import CONNECT_TIMEOUT_S, SLOW_TIMEOUT, Call, json_of, pause_before_next
 from flops.core.errors import FlopsError, UnavailableError
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.1, 2.0
@@ -24,12 +26,11 @@ class Client(Operations):
     """One manager, spoken to with one token; safe to use from several threads.
 
     Args:
-        url: None: FLOPS_URL, else the manager of this FLOPS_HOME.
-        token: None: FLOPS_TOKEN, else the one of this FLOPS_HOME.
+        url: None: the manager that the ``flops`` command talks to here, with its token.
+        ca: PEM text of the only authority to trust; None: those of this machine.
         attempts: how often a request is sent that may be sent again: one that never arrived, one that only
             reads, one with an Idempotency-Key.
         timeout_s: for an answer; such as may take minutes have more.
-        verify: for httpx: an SSL context, or False.
         transport, sleep: replaced in tests.
     """
 
@@ -37,22 +38,23 @@ class Client(Operations):
         self,
         url: str | None = None,
         token: str | None = None,
+        ca: str | None = None,
         *,
         attempts: int = 3,
         timeout_s: float = 60.0,
-        verify: Any = True,
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.url, token = whom_to_ask(url, token)
+        asked = whom_to_ask() if url is None else Login(url.rstrip("/"), token or "", ca)
+        self.url = asked.url
         self._attempts = attempts
         self._sleep = sleep
         # trust_env: a proxy that is set for the internet must not get loopback traffic, nor the token
         self._http = httpx.Client(
             base_url=self.url,
-            headers={"Authorization": f"Bearer {token}"} if token else {},
+            headers={"Authorization": f"Bearer {asked.token}"} if asked.token else {},
             timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
-            verify=verify,
+            verify=ssl.create_default_context(cadata=asked.ca) if asked.ca is not None else True,
             transport=transport,
             trust_env=False,
         )

@@ -1,6 +1,5 @@
 """What both clients share: a call as a value, and what may be done again when it goes wrong."""
 
-import os
 import uuid
 from collections.abc import AsyncIterable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -9,10 +8,8 @@ from urllib.parse import quote
 
 import httpx
 
-from flops.client.address import local_address, local_token
 from flops.client.errors import ManagerAwayError, NotAnsweredError, NotSentError, not_a_manager
-from flops.core.errors import FlopsError, InvalidInputError, TooManyRequestsError, UnavailableError
-from flops.core.settings import Settings
+from flops.core.errors import FlopsError, TooManyRequestsError
 
 CONNECT_TIMEOUT_S = 5.0
 # Mocking a data set may fetch it first; writing a model's archive may need its copy from the artifact store.
@@ -103,26 +100,6 @@ def json_of(response: httpx.Response) -> Any:
         return response.json()
     except ValueError as error:
         raise not_a_manager(response.request.method, str(response.request.url)) from error
-
-
-def whom_to_ask(url: str | None, token: str | None) -> tuple[str, str]:
-    """Address and token: as given, else of FLOPS_URL and FLOPS_TOKEN, else of this FLOPS_HOME's manager.
-
-    Raises:
-        UnavailableError: no manager runs on this FLOPS_HOME.
-        InvalidInputError: the token of another machine's manager is not known.
-    """
-    url = url or os.environ.get("FLOPS_URL") or None
-    token = token if token is not None else os.environ.get("FLOPS_TOKEN")
-    if url is not None:
-        if token is None:
-            raise InvalidInputError(f"there is no token for {url} - give one, or set FLOPS_TOKEN")
-        return url.rstrip("/"), token
-    settings = Settings.from_environment()
-    address = local_address(settings)
-    if address is None:
-        raise UnavailableError(f"no manager runs on {settings.home} - start it with 'flops up'")
-    return address.url, token if token is not None else local_token(settings)
 
 
 def _in_query(value: object) -> Any:
