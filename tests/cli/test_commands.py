@@ -301,9 +301,8 @@ def test_help_is_there_for_every_command(flops: "Flops") -> None:
 def test_a_list_of_projects_is_filtered_by_the_manager(stand_in: "StandIn", flops: "Flops") -> None:
     stand_in.add_project("p-one222", created=1.0)
     stand_in.add_project("p-two222", created=2.0)
-    ended = flops(
-        "ls", "--state", "failed", "--state", "paused", "--name", "mnist", "--search", "x y", "--last", "1", "--json"
-    )  # fmt: skip
+    states = ("--state", "failed", "--state", "paused")
+    ended = flops("ls", *states, "--name", "mnist", "--search", "x y", "--last", "1", "--json")
     assert [project["id"] for project in ended.json] == ["p-two222"]
     assert stand_in.requests[-1] == (
         "GET",
