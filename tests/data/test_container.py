@@ -36,6 +36,15 @@ with DataClient(unix_location(Path(sys.argv[1])), sys.argv[2]) as client:
 """
 
 
+def client_files(authority: Authority, folder: Path) -> dict[str, Any]:
+    """What a client proves itself with."""
+    issued = authority.issue("manager", client=True)
+    files = {"tls_cert": folder / "client.pem", "tls_key": folder / "client.key"}
+    files["tls_cert"].write_text(issued.certificate)
+    files["tls_key"].write_text(issued.key)
+    return files
+
+
 class Contained:
     """A data server as the first process of its own."""
 
@@ -47,6 +56,7 @@ class Contained:
         issued = self.authority.issue("data-server", ["127.0.0.1"])
         (home / "cert.pem").write_text(issued.certificate)
         (home / "key.pem").write_text(issued.key)
+        self.manager = client_files(self.authority, home)
         self.config = DataServerConfig(
             root=str(home / "lib"),
             token=TOKEN,
@@ -54,6 +64,7 @@ class Contained:
             listen=f"grpc+tls://0.0.0.0:{self.port}",
             tls_cert=str(home / "cert.pem"),
             tls_key=str(home / "key.pem"),
+            tls_ca=str(self.authority.certificate_file),
         )
         self.socket = home / "run" / "data.sock"
         (home / "config.json").write_text(self.config.to_json())
@@ -94,7 +105,8 @@ def test_the_manager_reaches_a_node_over_tls_and_agents_of_the_node_its_socket(
         f"grpc+tls://0.0.0.0:{contained.port}",
     ]
     node = f"grpc+tls://127.0.0.1:{contained.port}"
-    with DataClient(node, TOKEN, tls_ca=contained.authority.certificate_file) as manager:
+    trusted = contained.authority.certificate_file
+    with DataClient(node, TOKEN, tls_ca=trusted, **contained.manager) as manager:
         fragment = manager.put(table, ["t"], "north", labels={"region": "north"})
         assert manager.list(["t"]) == [fragment]
         assert [(one.site, set(one.tags)) for one in manager.list()] == [("north", {"t"})]
@@ -110,14 +122,25 @@ def test_the_manager_reaches_a_node_over_tls_and_agents_of_the_node_its_socket(
         timeout=60,
     )
     assert read.stdout == "100\n", read.stderr
-    stranger = Authority(tmp_path / "stranger").certificate_file
-    with DataClient(node, TOKEN, tls_ca=stranger) as client, pytest.raises(UnavailableError):
-        client.ping()
+    wrong = "a-token-of-somebody-else"
     with (
-        DataClient(node, "a-token-of-somebody-else", tls_ca=contained.authority.certificate_file) as client,
+        DataClient(node, wrong, tls_ca=trusted, **contained.manager) as client,
         pytest.raises(UnauthorizedError),
     ):
         client.ping()
+    stranger = Authority(tmp_path / "stranger")
+    server = {
+        "tls_cert": Path(contained.config.tls_cert or ""),
+        "tls_key": Path(contained.config.tls_key or ""),
+    }
+    for ca, proof in (
+        (stranger.certificate_file, contained.manager),
+        (trusted, {}),
+        (trusted, client_files(stranger, tmp_path)),
+        (trusted, server),  # a server's certificate is good for no caller
+    ):
+        with DataClient(node, TOKEN, tls_ca=ca, **proof) as client, pytest.raises(UnavailableError):
+            client.ping()
 
 
 def test_a_first_process_ends_when_it_is_told_to(contained: Contained) -> None:

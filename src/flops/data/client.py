@@ -45,6 +45,8 @@ class DataClient:
         token: str,
         *,
         tls_ca: Path | None = None,
+        tls_cert: Path | None = None,
+        tls_key: Path | None = None,
         timeout_s: float = 30.0,
         transfer_timeout_s: float = 3600.0,
     ) -> None:
@@ -53,6 +55,7 @@ class DataClient:
         Args:
             location: ``grpc+unix:///PATH`` (see `unix_location`) or ``grpc+tls://HOST:PORT``.
             tls_ca: PEM certificates to trust instead of the system's.
+            tls_cert, tls_key: PEM files to prove oneself with, to a server that asks for it.
             timeout_s: for list, drop and ping.
             transfer_timeout_s: for a whole put or get.
         Raises:
@@ -63,11 +66,12 @@ class DataClient:
         self._short = flight.FlightCallOptions(timeout=timeout_s, headers=headers)
         self._long = flight.FlightCallOptions(timeout=transfer_timeout_s, headers=headers)
         try:
-            certificates = {"tls_root_certs": tls_ca.read_bytes()} if tls_ca else {}
+            files = {"tls_root_certs": tls_ca, "cert_chain": tls_cert, "private_key": tls_key}
+            certificates = {name: file.read_bytes() for name, file in files.items() if file is not None}
             self._flight = flight.FlightClient(location, **certificates)
         except OSError as error:
             raise InvalidInputError(
-                f"the certificate file '{tls_ca}' cannot be read ({error}) - check its path"
+                f"the certificate file '{error.filename}' cannot be read ({error.strerror}) - check its path"
             ) from error
         except pa.ArrowException as error:
             raise InvalidInputError(

@@ -33,6 +33,8 @@ class DataServerConfig:
     """PEM file of the certificate chain of ``listen``."""
     tls_key: str | None = None
     """PEM file of its private key."""
+    tls_ca: str | None = None
+    """PEM file of the authority that callers of ``listen`` must be certified by; None: a token is enough."""
     ready_file: str | None = None
     """Written when the server listens, removed when it ends."""
     max_fragment_bytes: int = _LIMITS.max_fragment_bytes
@@ -48,6 +50,8 @@ class DataServerConfig:
             raise InvalidInputError("the data server has nowhere to listen - give --socket or --listen")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise InvalidInputError("a certificate and its key go together - give --tls-cert and --tls-key")
+        if self.tls_ca is not None and not self.encrypted:
+            raise InvalidInputError("certificates of callers need TLS - give --listen grpc+tls://HOST:PORT")
         if self.encrypted and self.tls_cert is None:
             raise InvalidInputError(f"'{self.listen}' needs --tls-cert and --tls-key")
 

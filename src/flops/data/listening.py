@@ -6,6 +6,7 @@ import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlsplit
 
 from flops.core.errors import ConflictError, InvalidInputError
@@ -15,19 +16,28 @@ _LONGEST_SOCKET_PATH = 107  # sun_path, without its closing zero
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """PEM files of the server's certificate chain and its private key."""
+    """PEM files of the server's certificate chain and its private key, and of the authority that clients must
+    be certified by; without one, a token is enough.
+    """
 
     certificate: Path
     key: Path
+    authority: Path | None = None
 
-    def read(self) -> tuple[bytes, bytes]:
-        """The contents of both.
+    def options(self) -> dict[str, Any]:
+        """What a Flight server is told.
 
         Raises:
-            InvalidInputError: one of them cannot be read.
+            InvalidInputError: a file cannot be read.
         """
         try:
-            return self.certificate.read_bytes(), self.key.read_bytes()
+            pair = (self.certificate.read_bytes(), self.key.read_bytes())
+            authority = self.authority.read_bytes() if self.authority is not None else None
+            return {
+                "tls_certificates": [pair],
+                "verify_client": authority is not None,
+                "root_certificates": authority,
+            }
         except OSError as error:
             raise InvalidInputError(
                 f"the TLS file '{error.filename}' cannot be read ({error.strerror}) - check its path"

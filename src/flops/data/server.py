@@ -108,8 +108,8 @@ class DataServer(flight.FlightServerBase):  # type: ignore[misc]
         try:
             super().__init__(
                 location,
-                tls_certificates=[tls.read()] if tls else [],
                 middleware={"token": BearerToken(token)},
+                **(tls.options() if tls else {}),
             )
         except (OSError, pa.ArrowException) as error:
             raise ConflictError(
@@ -246,9 +246,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _start(config: DataServerConfig) -> tuple[FragmentStore, list[DataServer], list[str]]:
-    tls = (
-        TlsFiles(Path(config.tls_cert), Path(config.tls_key)) if config.tls_cert and config.tls_key else None
-    )
+    tls = None
+    if config.tls_cert and config.tls_key:
+        authority = Path(config.tls_ca) if config.tls_ca else None
+        tls = TlsFiles(Path(config.tls_cert), Path(config.tls_key), authority)
     unix = prepare_socket(Path(config.socket)) if config.socket else None
     network = check_listen(config.listen) if config.listen else None
     root = Path(config.root)
@@ -301,6 +302,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--listen", str, "grpc+tls://HOST:PORT (plain grpc:// on loopback only)")
     add("--tls-cert", str, "PEM certificate chain of --listen")
     add("--tls-key", str, "PEM private key of --listen")
+    add("--tls-ca", str, "PEM certificate of the authority that callers of --listen must be certified by")
     add("--ready-file", str, "written when the server listens, removed when it ends")
     add("--max-fragment-bytes", int, "of decoded data")
     add("--reserve-bytes", int, "disk space to leave free")

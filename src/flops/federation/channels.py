@@ -38,9 +38,12 @@ class Channels:
         with self._lock:
             channel = self._open.get(address)
             if channel is None:
+                tls = tls or Tls()
                 client = flight.FlightClient(
                     address,
-                    tls_root_certs=Path(tls.ca).read_bytes() if tls and tls.ca else None,
+                    tls_root_certs=_content(tls.ca),
+                    cert_chain=_content(tls.cert),
+                    private_key=_content(tls.key),
                     generic_options=_KEEPALIVE,
                 )
                 channel = self._open[address] = self._used[id(client)] = _Channel(client)
@@ -64,3 +67,7 @@ class Channels:
                 del self._used[id(client)]
         if unused:
             client.close()
+
+
+def _content(file: str | None) -> bytes | None:
+    return Path(file).read_bytes() if file else None

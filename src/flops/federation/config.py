@@ -41,7 +41,9 @@ class _JsonFile:
 
 @dataclass(frozen=True)
 class Tls:
-    """PEM files of one end. A server needs ``cert`` and ``key``; a client needs ``ca``."""
+    """PEM files of one end. A server needs ``cert`` and ``key``, and with ``ca`` lets nobody in whose
+    certificate that authority has not signed; a client needs ``ca``, and the others for such a server.
+    """
 
     cert: str | None = None
     key: str | None = None

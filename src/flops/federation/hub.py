@@ -394,9 +394,12 @@ class Server(flight.FlightServerBase):  # type: ignore[misc]
         if tls is not None and tls.cert and tls.key:
             certificates = [(Path(tls.cert).read_bytes(), Path(tls.key).read_bytes())]
         self._hub, self._placement = hub, placement
+        authority = Path(tls.ca).read_bytes() if certificates is not None and tls and tls.ca else None
         super().__init__(
             location=listen,
             tls_certificates=certificates,
+            verify_client=authority is not None,
+            root_certificates=authority,
             middleware={_AUTH: _Authenticate({**hub.members, **(newcomers or {})})},
         )
 

@@ -1,7 +1,8 @@
-"""The manager's own certificate authority: services of other machines know each other by what it signs.
+"""Our own certificate authorities: the manager's, and one for each project with services on other machines.
 
-Its key never leaves the folder. Certificates name the addresses of one service; its clients trust nothing but
-this authority, so neither the system's certificates nor a name service have a say.
+An authority's key never leaves its folder. Certificates name the addresses of one service, and what they
+are good for; whoever checks them trusts nothing but this authority, so neither the system's certificates nor
+a name service have a say, and services of one project are strangers to those of another.
 """
 
 import datetime
@@ -21,6 +22,8 @@ from flops.manager.paths import write_private, write_private_json
 
 _YEARS_OF_AUTHORITY = 10
 _DAYS_OF_SERVICE = 365
+DAYS_OF_PROJECT = 30
+"""Certificates of a project's services: new ones when a service is started with less than half of it left."""
 _BACKDATED = datetime.timedelta(hours=1)
 """Clocks of machines differ."""
 
@@ -36,7 +39,8 @@ class Certificate:
 class Authority:
     """Signs certificates; the first one on a folder makes the authority's own. Safe from any thread."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, name: str = "FLOps authority") -> None:
+        self._own_name = _name(name)  # unlike any service: equal names mean self-signed
         self._key_file = folder / "ca.key"
         self.certificate_file = folder / "ca.pem"
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -48,15 +52,30 @@ class Authority:
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         self._key = key
 
-    def issue(self, service: str, addresses: Sequence[str]) -> Certificate:
-        """A certificate for a server that is reached at these host names and addresses."""
+    def issue(
+        self,
+        service: str,
+        addresses: Sequence[str] = (),
+        *,
+        client: bool = False,
+        days: float = _DAYS_OF_SERVICE,
+    ) -> Certificate:
+        """A certificate for a server that is reached at these host names and addresses.
+
+        Args:
+            addresses: none: it is no server.
+            client: it proves itself to servers.
+        """
         key = ec.generate_private_key(ec.SECP256R1())
-        names = x509.SubjectAlternativeName([_general_name(address) for address in addresses])
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH] if addresses else []
+        usages += [ExtendedKeyUsageOID.CLIENT_AUTH] if client else []
+        begun = _begin(_name(service), self._authority.subject, key, days=days)
+        if addresses:
+            names = x509.SubjectAlternativeName([_general_name(address) for address in addresses])
+            begun = begun.add_extension(names, critical=False)
         certificate = (
-            _begin(_name(service), self._authority.subject, key, days=_DAYS_OF_SERVICE)
-            .add_extension(names, critical=False)
-            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
+            begun.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
             .add_extension(
                 x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False
             )
@@ -64,25 +83,33 @@ class Authority:
         )
         return Certificate(_pem(certificate), _key_pem(key))
 
-    def issue_once(self, file: Path, service: str, addresses: Sequence[str]) -> Certificate:
-        """The certificate kept in a file; a new one where it is for other addresses, or not there.
+    def issue_once(
+        self,
+        file: Path,
+        service: str,
+        addresses: Sequence[str] = (),
+        *,
+        client: bool = False,
+        days: float = _DAYS_OF_SERVICE,
+    ) -> Certificate:
+        """The certificate kept in a file; a new one where it is for something else, soon over, or not there.
 
         A specification that holds it must not change by itself.
         """
         wanted = sorted(set(addresses))
         with suppress(OSError, ValueError, KeyError):
             known = json.loads(file.read_text(encoding="utf-8"))
-            if known["addresses"] == wanted:
+            same = known["addresses"] == wanted and known.get("client", False) == client
+            if same and _days_left(known["certificate"]) > days / 2:
                 return Certificate(known["certificate"], known["key"])
-        issued = self.issue(service, wanted)
-        write_private_json(file, {"addresses": wanted, **asdict(issued)})
+        issued = self.issue(service, wanted, client=client, days=days)
+        write_private_json(file, {"addresses": wanted, "client": client, **asdict(issued)})
         return issued
 
     def _make(self) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
-        name = _name("FLOps authority")  # unlike any service: equal names mean self-signed
         certificate = (
-            _begin(name, name, key, days=365 * _YEARS_OF_AUTHORITY)
+            _begin(self._own_name, self._own_name, key, days=365 * _YEARS_OF_AUTHORITY)
             .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
             .add_extension(
                 x509.KeyUsage(
@@ -106,7 +133,7 @@ class Authority:
 
 
 def _begin(
-    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: int
+    subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, *, days: float
 ) -> x509.CertificateBuilder:
     now = datetime.datetime.now(datetime.UTC)
     return (
@@ -118,6 +145,11 @@ def _begin(
         .not_valid_before(now - _BACKDATED)
         .not_valid_after(now + datetime.timedelta(days=days))
     )
+
+
+def _days_left(certificate: str) -> float:
+    until = x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc
+    return (until - datetime.datetime.now(datetime.UTC)).total_seconds() / 86400
 
 
 def _name(text: str) -> x509.Name:

@@ -54,8 +54,10 @@ _SEAT = "/run/flops/seat"
 DATA_RUN = "/run/flops/data"
 DATA_SOCKET = f"{DATA_RUN}/data.sock"
 DATA_RUN_VOLUME = "flops-data-run"
-_CA, _CERTIFICATE, _KEY, _TOKEN = "ca.pem", "cert.pem", "key.pem", "token"
+_CA, _PROJECT_CA, _CERTIFICATE, _KEY, _TOKEN = "ca.pem", "project-ca.pem", "cert.pem", "key.pem", "token"
 AUTHORITY_FILE = f"{SECRETS}/{_CA}"
+_PROJECT_TLS = Tls(cert=f"{SECRETS}/{_CERTIFICATE}", key=f"{SECRETS}/{_KEY}", ca=f"{SECRETS}/{_PROJECT_CA}")
+"""Of all services of a project alike."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Ground(Protocol):
         ...
 
     def members_tls(self) -> Tls | None:
-        """What its members trust."""
+        """What its members trust, and prove themselves with."""
         ...
 
     def data(self) -> str:
@@ -302,14 +304,14 @@ class ImageGround:
                 url_path=_report_path(project),
                 upload=number is None,
             ),
-            tls=Tls(cert=f"{SECRETS}/{_CERTIFICATE}", key=f"{SECRETS}/{_KEY}"),
+            tls=_PROJECT_TLS,
         )
 
     def location(self, project: ProjectId, number: int | None) -> str:
         return f"grpc+tls://{self._address(project, number)}"
 
     def members_tls(self) -> Tls | None:
-        return Tls(ca=AUTHORITY_FILE)
+        return _PROJECT_TLS
 
     def data(self) -> str:
         return f"grpc+unix://{DATA_SOCKET}"
@@ -337,7 +339,11 @@ class ImageGround:
                 role=service.role,
                 project=project,
                 image=results[AGGREGATOR_IMAGE]["image"],
-                files=(*self._files(config), *self._certificates(project, number)),
+                files=(
+                    *self._files(config),
+                    File(_CA, self._authority.certificate.encode()),  # of the manager, for reports
+                    *self._project_files(project, service, self._address(project, number)),
+                ),
                 volumes=(Volume(f"{service.name}-state", _STATE),),
                 node=self._home_node().name,
                 port=self._port(project, number),
@@ -351,7 +357,7 @@ class ImageGround:
                 role=service.role,
                 project=project,
                 image=images["runtime"],
-                files=self._files(config),
+                files=(*self._files(config), *self._project_files(project, service)),
                 volumes=(seat, Volume(DATA_RUN_VOLUME, DATA_RUN)),
                 node=learner.node,
             )
@@ -417,14 +423,28 @@ class ImageGround:
         self._ports.release(project)
 
     def _files(self, config: Path) -> tuple[File, ...]:
-        return (
-            File("config.json", config.read_bytes()),
-            File(_CA, self._authority.certificate.encode()),
-        )
+        return (File("config.json", config.read_bytes()),)
 
-    def _certificates(self, project: ProjectId, number: int | None) -> tuple[File, ...]:
-        host = self._address(project, number).rpartition(":")[0].strip("[]")
-        return self._certificate_files(project, aggregator_name(project, number), host)
+    def _project_files(
+        self, project: ProjectId, service: Service, address: str | None = None
+    ) -> tuple[File, ...]:
+        """What proves a service to others of its project, and them to it.
+
+        Args:
+            address: ``host:port`` at which they reach it; None: it is no server.
+        """
+        from flops.manager.authority import DAYS_OF_PROJECT, Authority
+
+        folder = ProjectPaths.of(self._settings, project).config / "authority"
+        authority = Authority(folder, f"FLOps authority of {project}")
+        hosts = [address.rpartition(":")[0].strip("[]")] if address is not None else []
+        file = folder / f"{service.name.removeprefix(f'{project}-')}.json"
+        issued = authority.issue_once(file, service.name, hosts, client=True, days=DAYS_OF_PROJECT)
+        return (
+            File(_PROJECT_CA, authority.certificate.encode()),
+            File(_CERTIFICATE, issued.certificate.encode()),
+            File(_KEY, issued.key.encode()),
+        )
 
     def _certificate_files(self, project: ProjectId, name: str, host: str) -> tuple[File, ...]:
         folder = ProjectPaths.of(self._settings, project).config

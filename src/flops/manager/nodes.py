@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flops.core.errors import UnavailableError
@@ -24,7 +25,7 @@ from flops.manager.grounds import (
     DATA_SOCKET,
     RUNTIME_PYTHON,
 )
-from flops.manager.paths import data_token_file, read_or_make_token
+from flops.manager.paths import data_token_file, read_or_make_token, write_private
 from flops.manager.ports import Ports
 from flops.manager.sources import Source
 from flops.manager.support import OWNER
@@ -93,12 +94,23 @@ class Nodes:
         """How the data servers are reached from this machine: fields of `Source`."""
         statuses = {status.name: status for status in self._orchestrator.list(OWNER)}
         found = []
+        authority, (cert, key) = self._authority.certificate_file, self._proof()
         for node in self._ready():
             status = statuses.get(_name(node))
             if status is not None and status.endpoint is not None:
                 location = f"grpc+tls://{status.endpoint}"
-                found.append(asdict(Source(node.name, location, str(self._authority.certificate_file))))
+                found.append(asdict(Source(node.name, location, str(authority), str(cert), str(key))))
         return found
+
+    def _proof(self) -> tuple[Path, Path]:
+        """Files with which the manager proves itself to data servers."""
+        folder = self._settings.authority_dir
+        issued = self._authority.issue_once(folder / "data-client.json", "FLOps manager", client=True)
+        files = folder / "data-client.pem", folder / "data-client.key"
+        for file, content in zip(files, (issued.certificate, issued.key), strict=True):
+            if not file.exists() or file.read_text(encoding="ascii") != content:
+                write_private(file, content)
+        return files
 
     def stop(self) -> None:
         """No data server is left; what they hold is."""
@@ -126,6 +138,7 @@ class Nodes:
                 *("--token-file", f"{SECRETS}/token"),
                 *("--listen", f"grpc+tls://0.0.0.0:{port}"),
                 *("--tls-cert", f"{SECRETS}/cert.pem", "--tls-key", f"{SECRETS}/key.pem"),
+                *("--tls-ca", f"{SECRETS}/ca.pem"),
             ),
             role=DATA,
             project=OWNER,
@@ -134,6 +147,7 @@ class Nodes:
                 File("token", token.encode()),
                 File("cert.pem", certificate.certificate.encode()),
                 File("key.pem", certificate.key.encode()),
+                File("ca.pem", self._authority.certificate.encode()),
             ),
             volumes=(Volume(_DATA_VOLUME, _DATA_FOLDER), Volume(DATA_RUN_VOLUME, DATA_RUN)),
             node=node.name,
@@ -162,6 +176,7 @@ class Nodes:
         host = host.strip("[]")
         context = ssl.create_default_context(cadata=self._authority.certificate)
         context.set_alpn_protocols(["h2"])
+        context.load_cert_chain(*self._proof())
         try:
             with (
                 socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S) as plain,

@@ -27,6 +27,9 @@ class Source:
     location: str
     ca: str | None = None
     """File with the authority that its certificate is signed by."""
+    cert: str | None = None
+    key: str | None = None
+    """Files with which the manager proves itself to it."""
 
 
 class Sources:
@@ -40,7 +43,11 @@ class Sources:
 
         self._clients = {
             source.node: DataClient(
-                source.location, token, tls_ca=Path(source.ca) if source.ca is not None else None
+                source.location,
+                token,
+                tls_ca=_path(source.ca),
+                tls_cert=_path(source.cert),
+                tls_key=_path(source.key),
             )
             for source in sources
         }
@@ -146,3 +153,7 @@ class Sources:
         with ExitStack() as stack:
             for client in self._clients.values():
                 stack.callback(client.close)
+
+
+def _path(file: str | None) -> Path | None:
+    return Path(file) if file is not None else None
