@@ -22,6 +22,7 @@ from flops.api.nodes import node_routes
 from flops.api.problems import SLOW, documented
 from flops.api.projects import project_routes
 from flops.api.reference import reference_routes
+from flops.api.specs import spec_routes
 from flops.core.ids import project_id
 from flops.manager import Manager, parse_report
 
@@ -62,6 +63,7 @@ def create_app(
     for routes in (
         identity_routes(manager),
         project_routes(manager),
+        spec_routes(),
         data_routes(manager),
         model_routes(manager),
         node_routes(manager),
@@ -175,6 +177,11 @@ def _document_problems(app: FastAPI) -> None:
     def openapi() -> dict[str, Any]:
         document = made()
         document["components"]["schemas"].setdefault("Problem", schemas.Problem.model_json_schema())
+        document["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        for item in document["paths"].values():
+            for operation in item.values():
+                if "401" in operation["responses"]:
+                    operation["security"] = [{"token": []}]
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]

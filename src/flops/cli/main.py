@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import typer
 
-from flops.cli import data, identity, images, models, operate, projects, run, serving
+from flops.cli import data, identity, images, models, operate, projects, run, serving, web
 from flops.cli.output import print_error
 from flops.core.errors import FlopsError
 
@@ -24,6 +24,7 @@ data.register(app)
 models.register(app)
 serving.register(app)
 images.register(app)
+web.register(app)
 identity.register(app)
 operate.register(app)
 

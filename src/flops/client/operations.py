@@ -29,12 +29,14 @@ from flops.client.shapes import (
     Role,
     State,
     Stopping,
+    StrategyList,
     TokenList,
     TokenView,
     TrackingServer,
     Ui,
     UserList,
     UserView,
+    Validation,
     VerificationView,
 )
 from flops.client.wire import Call, Content, new_key, without_none
@@ -245,6 +247,11 @@ class Operations(ABC):
         )
         return cast(ProjectList, self._json(call))
 
+    def list_strategies(self) -> StrategyList:
+        """Names of all strategies"""
+        call = Call("GET", "/v1/specs/strategies")
+        return cast(StrategyList, self._json(call))
+
     def list_tokens(self, *, user: str | None = None) -> TokenList:
         """List Tokens"""
         call = Call("GET", "/v1/tokens", query={"user": user})
@@ -435,6 +442,11 @@ class Operations(ABC):
         """Serve it no longer"""
         call = Call("DELETE", "/v1/projects/{project}/deployment", {"project": project})
         return cast(ProjectView, self._json(call))
+
+    def validate_spec(self, *, spec: Mapping[str, Any]) -> Validation:
+        """Check a spec without starting anything; every problem with its field"""
+        call = Call("POST", "/v1/specs/validate", body=without_none({"spec": spec}))
+        return cast(Validation, self._json(call))
 
     def verify(self, *, head: str | None = None) -> VerificationView:
         """Compute the chain of the audit log anew"""
@@ -653,6 +665,11 @@ class AsyncOperations(ABC):
         )
         return cast(ProjectList, await self._json(call))
 
+    async def list_strategies(self) -> StrategyList:
+        """Names of all strategies"""
+        call = Call("GET", "/v1/specs/strategies")
+        return cast(StrategyList, await self._json(call))
+
     async def list_tokens(self, *, user: str | None = None) -> TokenList:
         """List Tokens"""
         call = Call("GET", "/v1/tokens", query={"user": user})
@@ -845,6 +862,11 @@ class AsyncOperations(ABC):
         """Serve it no longer"""
         call = Call("DELETE", "/v1/projects/{project}/deployment", {"project": project})
         return cast(ProjectView, await self._json(call))
+
+    async def validate_spec(self, *, spec: Mapping[str, Any]) -> Validation:
+        """Check a spec without starting anything; every problem with its field"""
+        call = Call("POST", "/v1/specs/validate", body=without_none({"spec": spec}))
+        return cast(Validation, await self._json(call))
 
     async def verify(self, *, head: str | None = None) -> VerificationView:
         """Compute the chain of the audit log anew"""

@@ -331,6 +331,11 @@ class ShutdownRequest(TypedDict):
     force: NotRequired[bool]
 
 
+class SpecProblem(TypedDict):
+    field: str
+    message: str
+
+
 State: TypeAlias = Literal[
     "submitted",
     "preparing",
@@ -348,6 +353,10 @@ State: TypeAlias = Literal[
 
 class Stopping(TypedDict):
     status: NotRequired[Literal["stopping"]]
+
+
+class StrategyList(TypedDict):
+    strategies: list[str]
 
 
 class Submission(TypedDict):
@@ -393,6 +402,12 @@ class UserView(TypedDict):
     teams: list[str]
     disabled: bool
     created: float
+
+
+class Validation(TypedDict):
+    valid: bool
+    problems: list[SpecProblem]
+    spec: dict[str, Any] | None
 
 
 class VerificationRequest(TypedDict):

@@ -21,7 +21,7 @@ from pydantic_core import PydanticCustomError
 
 from flops.core import source as repo_source
 from flops.core.errors import InvalidInputError
-from flops.core.spec_errors import describe, quote, unknown_key
+from flops.core.spec_errors import InvalidSpecError, describe, quote, unknown_key
 from flops.core.spec_text import read_mapping
 from flops.core.thesis_sla import from_thesis, in_thesis_words, is_thesis_sla, known_keys
 
@@ -478,7 +478,7 @@ def _build(mapping: Mapping[str, Any], overrides: Mapping[str, Any], prefix: str
         found = describe(error, ProjectSpec)
         problems += [in_thesis_words(problem) for problem in found] if thesis else found
     if problems:
-        raise InvalidInputError(f"{prefix}: {'; '.join(problems)}")
+        raise InvalidSpecError(prefix, problems)
     return spec
 
 

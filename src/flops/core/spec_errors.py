@@ -9,6 +9,8 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from flops.core.errors import InvalidInputError
+
 _SENTENCES = {
     "greater_than_equal": "must be at least {ge}",
     "greater_than": "must be more than {gt}",
@@ -31,6 +33,14 @@ _SENTENCES = {
 }
 _NAME_RULE = "must be made of letters, digits, '.', '_' and '-', 63 at most, the first a letter or digit"
 _PYTHON_NAME_RULE = "must be made of letters, digits and '_', 64 at most, the first no digit"
+
+
+class InvalidSpecError(InvalidInputError):
+    """A spec is wrong; ``problems`` are single sentences, each starting with its dotted place."""
+
+    def __init__(self, prefix: str, problems: Sequence[str]) -> None:
+        super().__init__(f"{prefix}: {'; '.join(problems)}")
+        self.problems = tuple(problems)
 
 
 def describe(error: ValidationError, model: type[BaseModel]) -> list[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -195,7 +196,7 @@ class View:
 
     @property
     def services(self) -> list[str]:
-        return sorted(self.logs)
+        return sorted(self.logs, key=_in_order)
 
     @property
     def log(self) -> str:
@@ -330,6 +331,14 @@ async def _act(visit: Visit) -> Response:
             await visit.api.send("DELETE", "projects", name)
             return visit.go("/", "deleted")
     raise HTTPException(404)
+
+
+def _in_order(name: str) -> tuple[bool, list[tuple[bool, int, str]]]:
+    """Aggregators first, and numbers by what they count."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", name)
+    return "aggregator" not in name, [
+        (part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts
+    ]
 
 
 def _is_number(value: object) -> bool:

@@ -25,7 +25,7 @@ def tell(event: Mapping[str, Any], unit: str) -> Told:
 
 
 def _words(kind: str, data: Mapping[str, Any], unit: str) -> tuple[str, str]:
-    cluster = f"cluster {data['cluster']}: " if "cluster" in data else ""
+    cluster = f"{data['cluster']}: " if "cluster" in data else ""
     match kind:
         case EventKind.PROJECT_STATE:
             state = str(data.get("state"))
@@ -51,10 +51,10 @@ def _words(kind: str, data: Mapping[str, Any], unit: str) -> tuple[str, str]:
                 f"{name} ({how_many(who)})" for name, who in formed.items()
             )
         case EventKind.CLUSTER_CONNECTED:
-            return "quiet", f"cluster {data.get('cluster')} is connected"
+            return "quiet", f"{data.get('cluster')} is connected"
         case EventKind.CLUSTER_LEFT:
             tone = "quiet" if data.get("final") else "warn"
-            return tone, f"cluster {data.get('cluster')} left: {data.get('reason') or 'no reason given'}"
+            return tone, f"{data.get('cluster')} left: {data.get('reason') or 'no reason given'}"
         case EventKind.CLUSTER_ROUND:
             return (
                 "quiet",
@@ -62,7 +62,7 @@ def _words(kind: str, data: Mapping[str, Any], unit: str) -> tuple[str, str]:
             )
         case EventKind.TRAINING_WAITING:
             expected = data.get("expected") or data.get("needed")
-            return "run", f"{cluster}waiting for members: {data.get('connected')} of {expected} connected"
+            return "quiet", f"{cluster}waiting for members: {data.get('connected')} of {expected} connected"
         case EventKind.ROUND_STARTED:
             word = "round" if cluster else unit
             return (

@@ -219,6 +219,7 @@ if (checked) {
     clearTimeout(timer);
     timer = setTimeout(check, 200);
   });
+  check();
   if (all(".field-problem").some((text) => text.textContent)) touched.add("*");
 }
 
