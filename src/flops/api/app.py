@@ -11,6 +11,7 @@ from fastapi.routing import APIRoute
 from flops import __version__
 from flops.api import problems, schemas
 from flops.api.access import LOOPBACK, Audited, Guard, LimitedBody, OwnNamesOnly, bearer_token
+from flops.api.admin import admin_routes
 from flops.api.beside import Beside, Pages
 from flops.api.data import MAX_UPLOAD_BYTES, UPLOAD_PATH, data_routes
 from flops.api.health import health_routes, readiness_routes
@@ -71,6 +72,7 @@ def create_app(
         metrics_routes(manager),
         image_routes(manager),
         reference_routes(manager),
+        admin_routes(manager),
         _own_routes(manager, stop),
     ):
         app.include_router(routes, dependencies=guarded)

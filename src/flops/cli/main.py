@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import typer
 
-from flops.cli import data, identity, images, models, operate, projects, run, serving, web
+from flops.cli import admin, data, identity, images, models, operate, projects, run, serving, web
 from flops.cli.output import print_error
 from flops.core.errors import FlopsError
 
@@ -27,6 +27,7 @@ images.register(app)
 web.register(app)
 identity.register(app)
 operate.register(app)
+admin.register(app)
 
 
 def main() -> NoReturn:

@@ -100,6 +100,11 @@ class Operations(ABC):
         call = Call("GET", "/v1/authority")
         return self._text(call)
 
+    def back_up(self, into: BinaryIO) -> None:
+        """All rows, projects' configurations and registered models as a tar archive; it holds secrets"""
+        call = Call("POST", "/v1/admin/backup", slow=True)
+        self._into(call, into)
+
     def change_user(
         self,
         name: str,
@@ -511,6 +516,11 @@ class AsyncOperations(ABC):
         """The certificate of the manager's own authority: compare its fingerprint before you trust it"""
         call = Call("GET", "/v1/authority")
         return await self._text(call)
+
+    async def back_up(self, into: BinaryIO) -> None:
+        """All rows, projects' configurations and registered models as a tar archive; it holds secrets"""
+        call = Call("POST", "/v1/admin/backup", slow=True)
+        await self._into(call, into)
 
     async def change_user(
         self,

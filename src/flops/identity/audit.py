@@ -92,7 +92,7 @@ class AuditLog:
                 token=token,
                 address=address[:60],
                 action=action[:100],
-                object=object[:500],
+                object=object.replace("\0", "\N{REPLACEMENT CHARACTER}")[:500],  # PostgreSQL holds no NUL
                 outcome=outcome,
                 detail=dict(detail or {}),
                 hash="",

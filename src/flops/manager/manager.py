@@ -31,6 +31,7 @@ from flops.core.spec import ProjectSpec, spec_from_mapping
 from flops.federation import check_strategy
 from flops.identity import AuditLog, IdentityStore
 from flops.manager import choosing, deployment, orchestrators, packaging
+from flops.manager.backup import Backup
 from flops.manager.broadcast import Broadcast
 from flops.manager.cancellation import Cancellation, Places
 from flops.manager.databases import open_own_database
@@ -107,6 +108,7 @@ class Manager:
         _claim_run_dir(settings.run_dir)
         self.broadcast = Broadcast()
         database = open_own_database(settings)
+        self._database = database
         self.figures = Figures()
         self._store = Store(database, self._clock, self.broadcast.notify, self.figures)
         self.figures.watch_projects(self._store.counts)
@@ -573,6 +575,10 @@ class Manager:
         ]
 
     # the manager itself
+
+    def back_up(self) -> Backup:
+        """A backup of this moment; see `flops.manager.backup`."""
+        return Backup(self.settings, self._database, self._clock)
 
     def nodes(self) -> list[dict[str, Any]]:
         """The orchestrator's nodes, by name.

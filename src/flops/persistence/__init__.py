@@ -14,6 +14,8 @@ from flops.persistence.database import (
     migrate,
     open_database,
     reading,
+    revision_of,
+    revisions,
     writing,
 )
 from flops.persistence.errors import DatabaseAwayError
@@ -29,5 +31,7 @@ __all__ = [
     "migrate",
     "open_database",
     "reading",
+    "revision_of",
+    "revisions",
     "writing",
 ]
