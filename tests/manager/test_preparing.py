@@ -130,10 +130,10 @@ def world(tmp_path: Path) -> Iterator[World]:
 def test_images_are_built_beside_the_environment_and_the_check_of_the_code(world: World) -> None:
     steps = world.steps
     # Neither could end before the other began, were they run one after the other.
-    steps.hold["images"] = lambda: "initial-model" in steps.running
-    steps.hold["initial-model"] = lambda: "images" not in steps.running and "images" in steps.beside
-    steps.hold["lock"] = lambda: "dataset" in steps.running
-    steps.hold["dataset"] = lambda: "lock" in steps.beside
+    steps.hold["images"] = lambda: "initial-model" in steps.beside["images"]
+    steps.hold["initial-model"] = lambda: "images" in steps.beside["initial-model"]
+    steps.hold["lock"] = lambda: "dataset" in steps.beside["lock"]
+    steps.hold["dataset"] = lambda: "lock" in steps.beside["dataset"]
     world.advance()
     assert steps.beside["images"] >= {"initial-model"}
     assert steps.beside["lock"] == {"dataset"}
@@ -165,7 +165,7 @@ def test_a_branch_that_fails_fails_the_preparation(world: World) -> None:
 def test_a_failure_gives_up_what_runs_beside_it(world: World) -> None:
     steps = world.steps
     steps.hold["images"] = lambda: False
-    steps.hold["environment"] = lambda: "images" in steps.running
+    steps.hold["environment"] = lambda: "images" in steps.beside["environment"]
     steps.failing.add("environment")
     with pytest.raises(FailedError, match="environment went wrong"):
         world.advance()

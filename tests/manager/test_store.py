@@ -67,6 +67,29 @@ def test_the_migrations_make_exactly_the_tables_of_the_code(settings: Settings) 
     engine.dispose()
 
 
+def test_projects_begin_in_the_order_in_which_they_came_as_many_as_may_run(
+    store: Store, clock: ManualClock
+) -> None:
+    names = [ProjectId(f"p-22222{letter}") for letter in "dcba"]  # not the order of their names
+    for name in names:
+        store.create_project(name, name="x", spec={}, source="/r", rounds_total=1)
+        clock.advance(1)
+    assert not store.begin(names[2], running=2)
+    assert store.project(names[2]).reason == "0 projects run, 2 wait before this one"
+    assert store.begin(names[1], running=2)
+    assert store.begin(names[0], running=2)
+    assert store.begin(names[0], running=2)  # again: it has begun
+    assert not store.begin(names[2], running=2)
+    assert store.project(names[2]).reason == "2 projects run, 0 wait before this one"
+    assert not store.begin(names[3], running=2)
+    store.observe(names[0], Observation(failed=True), "broken")
+    assert not store.begin(names[3], running=2)
+    assert store.begin(names[2], running=2)
+    assert store.project(names[2]).reason is None
+    states = [event.data["state"] for event in store.events(names[2])]
+    assert states == ["submitted", "preparing"]
+
+
 def test_a_database_of_an_older_version_is_brought_up_to_date(settings: Settings) -> None:
     engine = connect(database_of(settings))
     with writing(engine) as connection:

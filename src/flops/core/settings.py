@@ -30,6 +30,8 @@ class Settings:
     machine alone."""
     names: tuple[str, ...] = ()
     """Names by which other machines call it, besides that address."""
+    max_running: int = 20
+    """Projects that run at the same time; more wait for their turn."""
     orchestrator: str | None = None
     """What runs projects' services: one of `ORCHESTRATORS`; None: that of last time, else ``process``."""
     docker_host: str | None = None
@@ -55,12 +57,17 @@ class Settings:
                 f"FLOPS_ORCHESTRATOR is '{orchestrator[:40]}' - use one of {', '.join(ORCHESTRATORS)}"
             )
         port = environment.get("FLOPS_PORT") or "0"
-        if not port.isdecimal():
-            raise ValueError(f"FLOPS_PORT must be a number (is '{port[:40]}')")
+        running = environment.get("FLOPS_MAX_RUNNING") or str(cls.max_running)
+        for name, value in (("FLOPS_PORT", port), ("FLOPS_MAX_RUNNING", running)):
+            if not value.isdecimal() or len(value) > 9:
+                raise ValueError(f"{name} must be a number (is '{value[:40]}')")
+        if int(running) == 0:
+            raise ValueError("FLOPS_MAX_RUNNING is 0 - one project must be able to run")
         return cls(
             home=Path(home).expanduser().absolute() if home else Path.home() / ".flops",
             tracking_uri=environment.get("FLOPS_TRACKING_URI") or None,
             port=int(port),
+            max_running=int(running),
             listen=environment.get("FLOPS_LISTEN") or None,
             names=tuple(name for name in environment.get("FLOPS_NAMES", "").split(",") if name),
             orchestrator=orchestrator,

@@ -118,7 +118,7 @@ class Lifecycle:
             self._preparing.close()
         match project.state:
             case State.SUBMITTED:
-                return self._observe(Observation(begun=True))
+                return self._store.begin(self._project, self._all.settings.max_running)
             case State.PREPARING:
                 return self._prepare(project)
             case State.DEPLOYING:

@@ -98,6 +98,7 @@ class Reconciler:
         with self._lock:
             self._tasks.pop(project, None)
             closed = self._closed
+        self.wake_all()  # one that waits for its turn may have it now
         # Somebody may have asked for more while its thread was ending: `take` found it still there.
         if not closed and self._is_unsettled(project):
             self.take(project)

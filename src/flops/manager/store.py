@@ -147,27 +147,56 @@ class Store:
             following = next_state(state, seen)
             if following is state:
                 return state
-            now = self._clock.now()
-            connection.execute(
-                sa.update(tables.projects)
-                .where(tables.projects.c.id == project)
-                .values(
-                    state=following.value,
-                    reason=reason,
-                    updated=now,
-                    finished=now if following in TERMINAL else None,
-                )
-            )
+            self._move(connection, project, following, reason)
             if state is State.PAUSED and following is State.DEPLOYING:
                 self._start_anew(connection, project)
-            self._add_event(
-                connection,
-                project,
-                EventKind.PROJECT_STATE,
-                {"state": following.value, "reason": reason},
-            )
         self.on_change(project)
         return following
+
+    def begin(self, project: ProjectId, running: int) -> bool:
+        """Commit that a submitted project begins, where it is its turn: the first that came is the first that
+        begins. Where it is not, its reason says so.
+
+        Args:
+            running: so many projects run at the same time.
+        """
+        table = tables.projects
+        busy = table.c.state.not_in([s.value for s in (*RESTING, State.SUBMITTED)])
+        with writing(self._engine) as connection:
+            row = self._project(connection, project)
+            if row.state is not State.SUBMITTED:
+                return True
+            earlier = sa.or_(
+                table.c.created < row.created, sa.and_(table.c.created == row.created, table.c.id < row.id)
+            )
+            active = connection.execute(sa.select(sa.func.count()).where(busy)).scalar() or 0
+            waiting = sa.select(sa.func.count()).where(table.c.state == State.SUBMITTED.value, earlier)
+            before = connection.execute(waiting).scalar() or 0
+            begins = before < running - active
+            reason = f"{active} projects run, {before} wait before this one"
+            if begins:
+                self._move(connection, project, State.PREPARING, None)
+            elif reason != row.reason:
+                connection.execute(sa.update(table).where(table.c.id == project).values(reason=reason))
+        if begins:
+            self.on_change(project)
+        return begins
+
+    def _move(self, connection: Connection, project: ProjectId, state: State, reason: str | None) -> None:
+        now = self._clock.now()
+        connection.execute(
+            sa.update(tables.projects)
+            .where(tables.projects.c.id == project)
+            .values(
+                state=state.value,
+                reason=reason,
+                updated=now,
+                finished=now if state in TERMINAL else None,
+            )
+        )
+        self._add_event(
+            connection, project, EventKind.PROJECT_STATE, {"state": state.value, "reason": reason}
+        )
 
     def extend(self, project: ProjectId, rounds: int) -> State:
         """Commit that a project at rest is to train more rounds than it was: a finished one goes on, a paused
