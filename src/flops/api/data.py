@@ -15,6 +15,7 @@ from flops.manager import Manager
 
 MAX_UPLOAD_BYTES = 16 << 30
 UPLOAD_PATH = "/v1/data/fragments"
+_Tags = Annotated[list[str], Query(default_factory=list)]
 
 
 def _labels(given: list[str]) -> dict[str, str]:
@@ -50,15 +51,15 @@ def data_routes(manager: Manager) -> APIRouter:
     )
     async def put_fragment(
         request: Request,
-        tag: Annotated[list[str] | None, Query()] = None,
+        tag: _Tags,
+        label: Annotated[list[str], Query(default_factory=list, description="NAME=VALUE")],
         site: str = "local",
         allow_metrics: bool = False,
-        label: Annotated[list[str] | None, Query(description="NAME=VALUE")] = None,
         node: str | None = None,
     ) -> Any:
         if not tag:
             raise InvalidInputError("a fragment needs a tag - send at least one, as ?tag=NAME")
-        labels = _labels(label or [])
+        labels = _labels(label)
         with tempfile.TemporaryDirectory(prefix="upload-", dir=manager.settings.home) as folder:
             path = Path(folder) / "fragment.parquet"
             with path.open("wb") as file:
@@ -74,8 +75,8 @@ def data_routes(manager: Manager) -> APIRouter:
         responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
         summary="Fragments; with tags, those that carry any of them",
     )
-    def list_fragments(tag: Annotated[list[str] | None, Query()] = None, site: str | None = None) -> Any:
-        return {"fragments": manager.fragments(tag or [], site)}
+    def list_fragments(tag: _Tags, site: str | None = None) -> Any:
+        return {"fragments": manager.fragments(tag, site)}
 
     @routes.get(
         "/tags",

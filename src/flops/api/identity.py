@@ -13,13 +13,14 @@ from flops.core.errors import ForbiddenError, NotFoundError
 from flops.identity import AuditEntry, Caller, Role, Token, User, check_scopes
 from flops.manager import Manager
 
+_Role = Annotated[Role, Field(strict=False)]
 _Name = Annotated[str, Field(min_length=1, max_length=60)]
 _OfUser = Annotated[str, Path(max_length=60)]
 _Number = Annotated[str, Path(max_length=20)]
 
 
 class _Request(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class Me(BaseModel):
@@ -44,12 +45,12 @@ class UserList(BaseModel):
 
 class NewUser(_Request):
     name: _Name
-    role: Role = Role.ENGINEER
+    role: _Role = Role.ENGINEER
     teams: list[_Name] = []
 
 
 class UserChange(_Request):
-    role: Role | None = None
+    role: _Role | None = None
     teams: list[_Name] | None = None
     disabled: bool | None = None
 

@@ -4,6 +4,7 @@ application/problem+json).
 
 import logging
 import math
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -36,6 +37,8 @@ _CODES = {
     HTTPStatus.FORBIDDEN: errors.ForbiddenError.code,
 }
 MEDIA_TYPE = "application/problem+json"
+_NAMED = re.compile(r"\{\w+\}")
+"""Parameters in the path of a route."""
 _ANYWHERE = (
     HTTPStatus.UNAUTHORIZED,
     HTTPStatus.FORBIDDEN,
@@ -107,9 +110,24 @@ async def _of_http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     status = HTTPStatus(error.status_code)
     detail = error.detail
+    if status == HTTPStatus.BAD_REQUEST:  # FastAPI's word for bytes that are no text
+        status, detail = HTTPStatus.UNPROCESSABLE_ENTITY, "the body cannot be read - send JSON in UTF-8"
     if detail == status.phrase:
         detail = f"{request.method} {request.url.path} is not served here - see /v1/openapi.json"
-    return problem(status, _CODES.get(status, errors.InvalidInputError.code), detail)
+    answer = problem(status, _CODES.get(status, errors.InvalidInputError.code), detail)
+    if "Allow" in (error.headers or {}):
+        allowed = _methods(request) or {(error.headers or {})["Allow"]}
+        answer.headers["Allow"] = ", ".join(sorted(allowed))
+    return answer
+
+
+def _methods(request: Request) -> set[str]:
+    """What may be done at a path: several routes may share it."""
+    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    found = (
+        item for path, item in paths.items() if re.fullmatch(_NAMED.sub("[^/]+", path), request.url.path)
+    )
+    return {method.upper() for item in found for method in item}
 
 
 async def _of_anything(request: Request, error: Exception) -> JSONResponse:

@@ -45,7 +45,7 @@ def project_routes(manager: Manager) -> APIRouter:
     )
     def list_projects(
         request: Request,
-        state: Annotated[list[State] | None, Query(description="Any of these")] = None,
+        state: Annotated[list[State], Query(default_factory=list, description="Any of these")],
         name: Annotated[str | None, Query(max_length=200)] = None,
         text: Annotated[
             str | None, Query(max_length=200, description="Somewhere in id, name, source or reason")
@@ -55,7 +55,7 @@ def project_routes(manager: Manager) -> APIRouter:
     ) -> Any:
         caller = caller_of(request)
         whose = None if caller.sees_all else caller.user
-        page = manager.page(Wanted(whose, caller.teams, state or (), name, text, after, limit))
+        page = manager.page(Wanted(whose, caller.teams, state, name, text, after, limit))
         return {"projects": page.projects, "next": page.next}
 
     @routes.get(

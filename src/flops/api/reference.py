@@ -23,6 +23,8 @@ _ADMIN = "Admin"
 
 
 class MockDataConfiguration(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     dataset_name: str = "mnist"
     number_of_partitions: Annotated[int, Field(ge=1, le=10_000)] = 1
     """Each becomes a site, so that a project has a learner for each."""

@@ -358,16 +358,16 @@ class Operations(ABC):
         content: Content,
         *,
         tag: Sequence[str] | None = None,
+        label: Sequence[str] | None = None,
         site: str | None = None,
         allow_metrics: bool | None = None,
-        label: Sequence[str] | None = None,
         node: str | None = None,
     ) -> FragmentView:
         """Store a Parquet file as a fragment"""
         call = Call(
             "POST",
             "/v1/data/fragments",
-            query={"tag": tag, "site": site, "allow_metrics": allow_metrics, "label": label, "node": node},
+            query={"tag": tag, "label": label, "site": site, "allow_metrics": allow_metrics, "node": node},
             content=content,
             headers={"Content-Type": "application/vnd.apache.parquet"},
             slow=True,
@@ -781,16 +781,16 @@ class AsyncOperations(ABC):
         content: Content,
         *,
         tag: Sequence[str] | None = None,
+        label: Sequence[str] | None = None,
         site: str | None = None,
         allow_metrics: bool | None = None,
-        label: Sequence[str] | None = None,
         node: str | None = None,
     ) -> FragmentView:
         """Store a Parquet file as a fragment"""
         call = Call(
             "POST",
             "/v1/data/fragments",
-            query={"tag": tag, "site": site, "allow_metrics": allow_metrics, "label": label, "node": node},
+            query={"tag": tag, "label": label, "site": site, "allow_metrics": allow_metrics, "node": node},
             content=content,
             headers={"Content-Type": "application/vnd.apache.parquet"},
             slow=True,
