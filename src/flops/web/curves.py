@@ -13,6 +13,7 @@ from markupsafe import Markup, escape
 _MOST_POINTS = 600
 _MOST_MARKS = 120
 _TICKS = 4
+_WHOLE_STEPS = [factor * 10**power for power in range(9) for factor in (1, 2, 5)]
 
 
 @dataclass(frozen=True)
@@ -104,13 +105,12 @@ def _grid(ticks: list[float], down: Callable[[float], float], show: Callable[[fl
 
 
 def _x_labels(least: float, most: float, across: Callable[[float], float]) -> Markup:
-    steps = max(1, math.ceil((most - least) / 6))
-    values = [least + index * steps for index in range(int((most - least) // steps) + 1)] or [least]
-    # the last one is always told; one that would touch it is not
-    if values[-1] != most:
-        if most - values[-1] < steps * 0.6 and len(values) > 1:
-            values.pop()
-        values.append(most)
+    step = next(size for size in _WHOLE_STEPS if size * 6 >= most - least)
+    # The first and the last are always told; round ones that would touch them are not.
+    first = (math.floor(least / step) + 1) * step
+    between = [first + index * step for index in range(max(0, math.ceil((most - first) / step)))]
+    between = [value for value in between if value - least > step * 0.55 and most - value > step * 0.55]
+    values = list(dict.fromkeys([least, *between, most]))
     return Markup("").join(
         Markup('<text class="tick" x="{:.2f}%" y="100%" dy="1.5em" text-anchor="{}">{:g}</text>').format(
             across(value), "start" if across(value) < 1 and len(values) > 1 else "middle", value

@@ -1,5 +1,6 @@
 """Data tags and fragments, known data sets to try things out with, and the nodes that hold and run things."""
 
+import asyncio
 from typing import Any
 
 from starlette.responses import Response
@@ -22,20 +23,23 @@ def routes() -> list[Route]:
 
 @signed_in
 async def _page(visit: Visit) -> Response:
-    tags = (await visit.api.get("data", "tags"))["tags"]
+    return visit.page_in_two("data.html", "data_held.html", _held(visit))
+
+
+async def _held(visit: Visit) -> dict[str, Any]:
     wanted = visit.query.get("tag", "")
-    found = await visit.api.get("data", "fragments", tag=[wanted] if wanted else None)
-    fragments = sorted(found["fragments"], key=lambda one: (one["site"], -one["created"]))
-    own = [one for one in tags if not one["tag"].startswith("mock-")]
-    mocked = [one for one in tags if one["tag"].startswith("mock-")]
-    return visit.page(
-        "data.html",
-        tags=own,
-        mocked=mocked,
-        wanted=wanted,
-        fragments=fragments[:_MOST_SHOWN],
-        not_shown=max(0, len(fragments) - _MOST_SHOWN),
+    tags, found = await asyncio.gather(
+        visit.api.get("data", "tags"),
+        visit.api.get("data", "fragments", tag=[wanted] if wanted else None),
     )
+    fragments = sorted(found["fragments"], key=lambda one: (one["site"], -one["created"]))
+    return {
+        "tags": [one for one in tags["tags"] if not one["tag"].startswith("mock-")],
+        "mocked": [one for one in tags["tags"] if one["tag"].startswith("mock-")],
+        "wanted": wanted,
+        "fragments": fragments[:_MOST_SHOWN],
+        "not_shown": max(0, len(fragments) - _MOST_SHOWN),
+    }
 
 
 @signed_in
@@ -62,6 +66,10 @@ async def _drop(visit: Visit) -> Response:
 
 @signed_in
 async def _nodes(visit: Visit) -> Response:
+    return visit.page_in_two("nodes.html", "nodes_list.html", _look(visit))
+
+
+async def _look(visit: Visit) -> dict[str, Any]:
     problem = ""
     nodes: list[Any] = []
     try:
@@ -80,4 +88,4 @@ async def _nodes(visit: Visit) -> Response:
         node["size_bytes"] += one["size_bytes"]
     if len(nodes) == 1 and "" in held:  # one machine: data that name no node are there
         held.setdefault(nodes[0]["name"], held[""])
-    return visit.page("nodes.html", nodes=nodes, held=held, problem=problem)
+    return {"nodes": nodes, "held": held, "problem": problem}

@@ -67,6 +67,7 @@ def routes() -> list[Route]:
         Route("/new", _page, methods=["GET"]),
         Route("/new", _submit, methods=["POST"]),
         Route("/new/check", _check, methods=["POST"]),
+        Route("/new/tags", _tags, methods=["GET"]),
     ]
 
 
@@ -126,11 +127,18 @@ async def _check(visit: Visit) -> Response:
     return JSONResponse({"problems": problems, "regions": {"preview": preview}})
 
 
+@signed_in
+async def _tags(visit: Visit) -> Response:
+    """For the page's script: which tags there are; to ask takes a second, and the form does not wait."""
+    found = await visit.api.find("data", "tags")
+    tags = [one for one in (found["tags"] if found else []) if not one["tag"].startswith("mock-")]
+    return JSONResponse({"regions": {"tags": visit.render("new_tags.html", tags=tags)}})
+
+
 async def _show(
     visit: Visit, values: Mapping[str, str], problems: Mapping[str, str], text: str, status: int = 200
 ) -> Response:
     found = await visit.api.find("specs", "strategies")
-    tags = await visit.api.find("data", "tags")
     names = found["strategies"] if found else ["FedAvg"]
     spec = "spec" in visit.query.get("as", "") or bool(problems.get("spec")) or values.get("as") == "spec"
     return visit.page(
@@ -140,7 +148,6 @@ async def _show(
         problems=problems,
         rest=[message for field, message in problems.items() if field not in _FIELDS],
         strategies=names,
-        tags=[one for one in (tags["tags"] if tags else []) if not one["tag"].startswith("mock-")],
         text=text,
         as_text=spec,
         origin=visit.query.get("from", ""),

@@ -4,17 +4,17 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from pathlib import Path
-from typing import Any, ParamSpec
+from typing import Any
 from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup, escape
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.types import ASGIApp
 
 from flops import __version__
@@ -25,7 +25,7 @@ from flops.web.session import CSRF_FIELD, CSRF_HEADER, Codes, check_form, csrf_o
 
 STATIC = Path(__file__).parent / "static"
 THEME_COOKIE = "flops-theme"
-P = ParamSpec("P")
+_LATER = "\x00later\x00"
 
 _SAID = {
     "stopping": "The project is being stopped.",
@@ -104,6 +104,25 @@ class Visit:
 
     def page(self, template: str, *, status: int = 200, **values: Any) -> Response:
         return HTMLResponse(self.render(template, **values), status)
+
+    def page_in_two(
+        self, template: str, part: str, look: Awaitable[Mapping[str, Any]], **values: Any
+    ) -> Response:
+        """A page that is seen before all of it is known: ``part`` follows where ``{{ later }}`` stands.
+
+        Lists of data take a second where many are held; nobody has to look at an empty window meanwhile.
+        """
+        before, after = self.render(template, later=_LATER, **values).split(_LATER)
+
+        async def pieces() -> AsyncIterator[str]:
+            yield before
+            try:
+                yield self.render(part, **values, **await look)
+            except RefusedError as error:
+                yield self.render("refused.html", detail=words.clean(error.detail, 2000))
+            yield after
+
+        return StreamingResponse(pieces(), media_type="text/html; charset=utf-8")
 
     def render(self, template: str, **values: Any) -> str:
         return _TEMPLATES.get_template(template).render(**self.known(), **values)

@@ -59,7 +59,6 @@ class View:
     service: str
     quiet: bool
     """Whether the list of events leaves out the small ones."""
-    fragments: list[Mapping[str, Any]]
 
     @cached_property
     def unit(self) -> str:
@@ -219,22 +218,20 @@ async def _view(visit: Visit, tab: str) -> View:
         if service not in logs:
             full = [key for key in sorted(logs) if logs[key].strip()]
             service = next((key for key in full if "aggregator" in key), full[0] if full else "")
-    fragments = []
-    if tab == "lineage":
-        fragments = await _fragments(visit, found)
-    return View(found, picture, logs, service, visit.query.get("all") != "1", fragments)
+    return View(found, picture, logs, service, visit.query.get("all") != "1")
 
 
-async def _fragments(visit: Visit, found: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+async def _fragments(visit: Visit, found: Mapping[str, Any]) -> dict[str, Any]:
+    """What the project's learners were chosen by, as far as it is still held."""
     tags = (found["spec"].get("data") or {}).get("tags") or []
     if (found["spec"].get("data") or {}).get("mock"):
         tags = [f"mock-{found['id']}"]
     if not tags:
-        return []
+        return {"fragments": []}
     answer = await visit.api.find("data", "fragments", tag=tags)
     sites = {one["site"] for one in found["learners"]}
     kept = answer["fragments"] if answer else []
-    return [one for one in kept if one["site"] in sites] if sites else list(kept)
+    return {"fragments": [one for one in kept if one["site"] in sites] if sites else kept}
 
 
 @signed_in
@@ -243,7 +240,11 @@ async def _page(visit: Visit) -> Response:
     if tab not in TABS:
         raise HTTPException(404)
     view = await _view(visit, tab)
-    return visit.page("project.html", view=view, p=view.project, tab=tab, tabs=TABS, regions=_REGIONS[tab])
+    values: dict[str, Any] = {"view": view, "p": view.project, "tab": tab, "tabs": TABS}
+    if tab == "lineage":
+        look = _fragments(visit, view.project)
+        return visit.page_in_two("project.html", "project_lineage.html", look, **values)
+    return visit.page("project.html", **values)
 
 
 @signed_in

@@ -223,6 +223,11 @@ if (checked) {
   if (all(".field-problem").some((text) => text.textContent)) touched.add("*");
 }
 
+for (const part of all("[data-load]"))
+  fetch(part.dataset.load)
+    .then((answer) => (answer.ok ? answer.json() : { regions: {} }))
+    .then(({ regions }) => Object.entries(regions).forEach(([id, html]) => put(id, html)));
+
 for (const source_ of all("[data-shows]")) {
   const show = () => {
     for (const part of all(`[data-shown-by="${source_.name}"]`)) {
