@@ -160,6 +160,13 @@ def test_a_project_ends_with_a_registered_model(manager: "ManagerProcess", sklea
         model for model in run.client.get("/v1/models").json()["models"] if model["project"] == run.id
     ]
     assert (shown["name"], shown["metrics"]) == (name, project["metrics"])
+    assert run.client.get(f"/v1/models/{name}/versions/{version}").json() == shown
+    assert run.client.get(f"/v1/models/{name}").json()["versions"][0] == shown
+    (listed,) = run.client.get("/v1/projects", params={"text": run.id}).json()["projects"]
+    assert (listed["model"], listed["metrics"]) == (project["model"], project["metrics"])
+    figures = run.client.get("/v1/metrics").text
+    assert 'flops_step_seconds_count{step="environment"}' in figures
+    assert 'flops_rounds_total{where="root"}' in figures
     run.client.delete(f"/v1/projects/{run.id}").raise_for_status()
     assert run.client.get("/v1/data/fragments", params={"tag": f"mock-{run.id}"}).json()["fragments"] == []
     archive = run.client.get(f"/v1/models/{name}/versions/{version}/archive").content

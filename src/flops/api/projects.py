@@ -1,6 +1,7 @@
 """Routes of projects."""
 
 import asyncio
+import re
 from http import HTTPStatus
 from typing import Annotated, Any
 
@@ -16,6 +17,8 @@ from flops.core.errors import InvalidInputError
 from flops.core.ids import ProjectId, project_id
 from flops.manager import Manager, State, Wanted
 
+_MAX_SEQ = 2**31 - 1
+"""Of an event: what databases hold."""
 _SCORING_TYPES = ("application/json", "text/csv")
 
 
@@ -175,13 +178,12 @@ def project_routes(manager: Manager) -> APIRouter:
     @routes.get(
         "/{project}/events",
         response_model=schemas.EventList,
-        responses=documented(HTTPStatus.NOT_FOUND)
-        | {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}},
+        responses=documented(HTTPStatus.NOT_FOUND) | {200: {"content": {"text/event-stream": {}}}},
         summary="Events so far, or (follow=true) as they happen",
     )
     def list_events(
         project: str,
-        after: Annotated[int, Query(ge=0)] = 0,
+        after: Annotated[int, Query(ge=0, le=_MAX_SEQ)] = 0,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
         follow_on: Annotated[bool, Query(alias="follow")] = False,
         last_event_id: Annotated[str | None, Header()] = None,
@@ -191,7 +193,7 @@ def project_routes(manager: Manager) -> APIRouter:
             found = manager.events(checked, after, limit)
             return JSONResponse({"events": [event.to_json() for event in found]})
         if last_event_id:
-            if not last_event_id.isdecimal():
+            if not re.fullmatch("[0-9]{1,10}", last_event_id) or int(last_event_id) > _MAX_SEQ:
                 raise InvalidInputError(f"Last-Event-ID '{last_event_id[:40]}' is not an event's number")
             after = int(last_event_id)
         manager.is_resting(checked)  # an unknown project is an error, not an empty stream
