@@ -81,7 +81,7 @@ class Contained:
         """As an engine does: the signal goes to the first process."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         os.kill(int(children), signal.SIGTERM)
-        return self.process.wait(10.0)
+        return self.process.wait(60.0)
 
     def close(self) -> None:
         self.process.kill()

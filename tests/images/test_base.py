@@ -54,8 +54,16 @@ def roots(
     for platform, base in bases.items():
         result[platform] = place / platform.replace("/", "-")
         for layer in base.layers:
-            with tarfile.open(layout.path(layer.digest)) as tar:
-                tar.extractall(result[platform], filter="tar")
+            result[platform].mkdir(exist_ok=True)
+            unpack = (
+                "tar",
+                "--extract",
+                "--gzip",
+                "--numeric-owner",
+                "--file",
+                str(layout.path(layer.digest)),
+            )
+            subprocess.run([*unpack, "--directory", str(result[platform])], check=True)
     return result
 
 
