@@ -78,6 +78,10 @@ def test_a_request_that_a_kill_cut_off_is_carried_out_again_under_the_same_proje
 
     with pytest.raises(Killed):
         once.answer(REQUEST, die)
+    with pytest.raises(
+        ConflictError, match="was cut off when the manager ended, and may have been carried out"
+    ):
+        once.answer(replace(REQUEST, harmless=False), work)
     answer, repeated = once.answer(REQUEST, work)
     assert (answer["nth"], repeated) == (2, False)
     assert work.projects[0] == work.projects[1]

@@ -30,8 +30,14 @@ def once(
     key: str | None,
     body: BaseModel | None,
     carry_out: CarryOut,
+    *,
+    harmless: bool = True,
 ) -> Mapping[str, Any]:
-    """Carry the request out, or give the answer that was given before, with the header `REPLAYED`."""
+    """Carry the request out, or give the answer that was given before, with the header `REPLAYED`.
+
+    Args:
+        harmless: see `OnceRequest`.
+    """
     given = body.model_dump(mode="json") if body is not None else None
     told, repeated = manager.once(
         OnceRequest(
@@ -39,6 +45,7 @@ def once(
             key=key,
             operation=f"{request.method} {request.url.path}?{request.url.query}",
             body=given,
+            harmless=harmless,
         ),
         carry_out,
     )

@@ -121,9 +121,11 @@ def project_routes(manager: Manager) -> APIRouter:
         key: IdempotencyKey = None,
     ) -> Any:
         checked = project_id(project)
-        return once(
-            manager, request, response, key, extension, lambda _: manager.extend(checked, extension.rounds)
-        )
+
+        def carry_out(_: ProjectId) -> dict[str, Any]:
+            return manager.extend(checked, extension.rounds)
+
+        return once(manager, request, response, key, extension, carry_out, harmless=False)
 
     @routes.put(
         "/{project}/deployment",

@@ -1,7 +1,8 @@
 """Requests that are carried out once, however often they are sent: the Idempotency-Key of creating requests.
 
 The key is committed, with the id of the project that may come of it, before anything is done; the answer
-afterwards. A manager that is killed in between carries the request out again, under the same project id.
+afterwards. Where a manager is killed in between, the next one carries the request out again, under the same
+project id, or refuses it where that could do it twice.
 Keys are kept for `KEPT_S`. Thread-safe: requests with one key take turns.
 """
 
@@ -37,12 +38,14 @@ class OnceRequest:
         key: None: it is carried out however often it comes.
         operation: such as ``POST /v1/projects``.
         body: JSON.
+        harmless: carried out again after a kill, it does nothing twice.
     """
 
     caller: str
     key: str | None
     operation: str
     body: Any
+    harmless: bool = True
 
     @property
     def request_hash(self) -> str:
@@ -105,6 +108,11 @@ class Once:
             raise ConflictError(
                 f"Idempotency-Key '{key[:60]}' came with another request before - use a new key for a "
                 "new request"
+            )
+        if row.answer is None and not request.harmless:
+            raise ConflictError(
+                f"the request with Idempotency-Key '{key[:60]}' was cut off when the manager ended, and may "
+                "have been carried out - look at its object, then decide, and use a new key"
             )
         return ProjectId(row.project), row.answer
 
