@@ -22,6 +22,7 @@ def routes() -> list[Route]:
         Route("/login", _form, methods=["GET"]),
         Route("/login", _check, methods=["POST"]),
         Route("/login/codes", _issue, methods=["POST"]),
+        Route("/login/state", _state, methods=["GET"]),
         Route("/logout", _leave, methods=["POST"]),
         Route("/theme", _theme, methods=["POST"]),
     ]
@@ -82,6 +83,16 @@ async def _issue(request: Request) -> Response:
     except RefusedError as error:
         return JSONResponse({"detail": error.detail, "code": error.code}, error.status)
     return JSONResponse({"code": house_of(request).codes.issue(token)})
+
+
+async def _state(request: Request) -> Response:
+    """Whether somebody is signed in: cookies do not come along when a link of another site is followed."""
+    token = token_of(request)
+    try:
+        known = bool(token) and bool(await who_is(request, token))
+    except RefusedError:
+        known = False
+    return JSONResponse({"signed_in": known})
 
 
 @signed_in

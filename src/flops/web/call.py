@@ -109,26 +109,29 @@ class Api:
         async def run() -> None:
             try:
                 await self._app(scope, receive, pieces.put)
-            finally:
+            except Exception:
                 await pieces.put(None)
+                raise
+            await pieces.put(None)
 
         task = asyncio.create_task(run())
+        ended = asyncio.Event()
         try:
             head = await pieces.get()
             if head is None:
                 await task  # raises what kept it from answering
-                raise RefusedError(500, "error", "the manager gave no answer - see its log")
+                raise _broken_off()
             answer = Answer(
                 head["status"],
                 {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in head["headers"]},
-                _bodies(pieces),
+                _bodies(pieces, ended, task),
             )
             if answer.status >= 400:
                 raise _refusal(answer, await answer.read())
             yield answer
         finally:
             left.set()
-            if not task.done():
+            if not ended.is_set():  # what the API does after its whole answer is its own matter
                 task.cancel()
             with suppress(asyncio.CancelledError):
                 await task
@@ -167,12 +170,22 @@ class Api:
         }
 
 
-async def _bodies(pieces: "asyncio.Queue[Message | None]") -> AsyncIterator[bytes]:
+async def _bodies(
+    pieces: "asyncio.Queue[Message | None]", ended: asyncio.Event, task: "asyncio.Task[None]"
+) -> AsyncIterator[bytes]:
     while (piece := await pieces.get()) is not None:
+        if not piece.get("more_body"):
+            ended.set()
         if content := piece.get("body"):
             yield content
-        if not piece.get("more_body"):
+        if ended.is_set():
             return
+    await task  # raises why; half an answer must not look like a whole one
+    raise _broken_off()
+
+
+def _broken_off() -> RefusedError:
+    return RefusedError(500, "error", "the manager broke off its answer - see its log")
 
 
 def _refusal(answer: Answer, text: bytes) -> RefusedError:

@@ -13,6 +13,8 @@ from markupsafe import Markup, escape
 _MOST_POINTS = 600
 _MOST_MARKS = 120
 _TICKS = 4
+_DIVERGED = 1e100
+"""Values beyond it are no values any more; NaN compares with nothing."""
 _WHOLE_STEPS = [factor * 10**power for power in range(9) for factor in (1, 2, 5)]
 
 
@@ -44,7 +46,7 @@ def chart(
         x_total: how far the x axis goes at least.
     """
     lines = [
-        Series(line.name, [point for point in line.points if math.isfinite(point[1])], line.number)
+        Series(line.name, [point for point in line.points if abs(point[1]) < _DIVERGED], line.number)
         for line in series
     ]
     every = [point for line in lines for point in line.points]
@@ -84,14 +86,14 @@ def chart(
 
 def nice_ticks(least: float, most: float) -> list[float]:
     """Round values that enclose both, about five of them."""
-    if most - least < 1e-12 * max(1.0, abs(most)):
-        pad = abs(most) * 0.1 or 0.5
+    if most - least <= 1e-12 * max(abs(least), abs(most)) or most - least < 1e-290:
+        pad = abs(most) * 0.1 if abs(most) > 1e-280 else 0.5
         least, most = least - pad, most + pad
-    rough = (most - least) / _TICKS
+    rough = max((most - least) / _TICKS, 1e-300)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= rough * 0.999)
     first, last = math.floor(least / step + 1e-9), math.ceil(most / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, max(last, first + 1) + 1)]
+    return [index * step for index in range(first, max(last, first + 1) + 1)]
 
 
 def _grid(ticks: list[float], down: Callable[[float], float], show: Callable[[float], str]) -> Markup:

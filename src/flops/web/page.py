@@ -25,7 +25,8 @@ from flops.web.session import CSRF_FIELD, CSRF_HEADER, Codes, check_form, csrf_o
 
 STATIC = Path(__file__).parent / "static"
 THEME_COOKIE = "flops-theme"
-_LATER = "\x00later\x00"
+_LATER = Markup("\x00later\x00")
+"""Text from outside cannot be it: `words.harmless` leaves no such characters."""
 
 _SAID = {
     "stopping": "The project is being stopped.",
@@ -236,6 +237,7 @@ def _templates() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         auto_reload=False,
+        finalize=words.harmless,
     )
     environment.filters.update(
         {

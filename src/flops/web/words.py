@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from markupsafe import Markup
+
 _ESCAPES = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[@-_])")
 # Controls, and the marks that turn the direction of text around (they can make it read as something else).
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -13,9 +15,16 @@ _UNITS = ("B", "kB", "MB", "GB", "TB", "PB")
 NOTHING = "–"
 
 
+def harmless(value: Any) -> Any:
+    """Text without commands to terminals and without marks that turn its direction; all else as it is."""
+    if not isinstance(value, str) or isinstance(value, Markup):
+        return value
+    return _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", _ESCAPES.sub("", value.replace("\r\n", "\n")))
+
+
 def clean(value: object, most: int = 400) -> str:
-    """Text from users, learners or repositories, without commands, and not longer than ``most``."""
-    text = _CONTROLS.sub("\N{REPLACEMENT CHARACTER}", _ESCAPES.sub("", str(value)))
+    """Text from users, learners or repositories, `harmless` and not longer than ``most``."""
+    text = str(harmless(str(value)))
     return text if len(text) <= most else text[: most - 1] + "…"
 
 

@@ -245,6 +245,11 @@ if (login && location.hash.length > 1) {
   history.replaceState(null, "", location.pathname + location.search);
   one("#token").required = false;
   login.submit();
+} else if (login && !one("[role=alert]", login.parentElement)) {
+  // Who follows a link from elsewhere comes without the cookie, although they are signed in.
+  fetch("/login/state")
+    .then((answer) => answer.json())
+    .then((state) => state.signed_in && location.replace(login.elements.next.value));
 }
 
 // --- keys ------------------------------------------------------------------------------------------------
