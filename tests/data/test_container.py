@@ -69,7 +69,8 @@ class Contained:
         self.socket = home / "run" / "data.sock"
         (home / "config.json").write_text(self.config.to_json())
         command = [sys.executable, "-P", "-m", "flops.data.server", "--config", str(home / "config.json")]
-        with (home / "log").open("wb") as log:
+        self.log = home / "log"
+        with self.log.open("wb") as log:
             self.process = subprocess.Popen([*CONTAINED, *command], stdout=subprocess.PIPE, stderr=log)
         assert self.process.stdout is not None
         ready, _, _ = select.select([self.process.stdout], [], [], 30.0)
@@ -81,7 +82,14 @@ class Contained:
         """As an engine does: the signal goes to the first process."""
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text()
         os.kill(int(children), signal.SIGTERM)
-        return self.process.wait(60.0)
+        try:
+            return self.process.wait(60.0)
+        except subprocess.TimeoutExpired as error:
+            threads = [
+                f"{thread.name} {(thread / 'wchan').read_text()} {(thread / 'syscall').read_text().strip()}"
+                for thread in Path(f"/proc/{int(children)}/task").iterdir()
+            ]
+            raise AssertionError("\n".join([self.log.read_text(), *threads])) from error
 
     def close(self) -> None:
         self.process.kill()
