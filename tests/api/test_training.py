@@ -297,3 +297,34 @@ def test_user_code_that_exits_everywhere_fails_the_project_and_nothing_else(
         time.sleep(0.05)
     assert run.processes() == []
     run.client.get("/v1/health").raise_for_status()
+
+
+def test_a_project_that_was_stopped_trains_on_where_it_was_when_it_is_attempted_again(
+    manager: "ManagerProcess", make_repository: Callable[..., Path]
+) -> None:
+    run = Run(manager, make_repository(pause_s=0.3), rounds=6)
+    run.until("round.finished", round=2)
+    run.client.post(f"/v1/projects/{run.id}/stop").raise_for_status()
+    run.until("project.state", state="stopped")
+    answer = run.client.post(f"/v1/projects/{run.id}/retry")
+    assert (answer.status_code, answer.json()["state"]) == (200, "deploying"), answer.text
+    assert run.rounds() == list(range(1, 7))
+    project = run.shown()
+    assert (project["state"], project["metrics"]["loss"]) == ("finished", 76.0)
+    steps = [event["data"]["step"] for event in run.events() if event["kind"] == "step.started"]
+    assert steps.count("fetch") == steps.count("environment") == 1
+    assert run.processes() == []
+
+
+def test_a_project_whose_code_failed_is_attempted_again_once_its_cause_is_mended(
+    manager: "ManagerProcess", make_repository: Callable[..., Path], tmp_path: Path
+) -> None:
+    mended = tmp_path / "mended"
+    run = Run(manager, make_repository(body=f"open({str(mended)!r})"), rounds=2)
+    event = run.until("project.state", state="failed")
+    mended.touch()
+    answer = run.client.post(f"/v1/projects/{run.id}/retry")
+    assert answer.status_code == 200, (answer.text, event)
+    assert run.rounds() == [1, 2]
+    assert run.shown()["state"] == "finished", run.shown()["reason"]
+    assert run.client.post(f"/v1/projects/{run.id}/retry").status_code == 409

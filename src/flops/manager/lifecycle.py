@@ -130,6 +130,7 @@ class Lifecycle:
             case State.STOPPING:
                 self._stop_services()
                 return self._observe(Observation(services_gone=True), "stopped on request")
+                self._stop_services(AGGREGATOR)
             case State.PAUSING:
                 # Aggregators first: none may take the end of its learners for a failure.
                 self._stop_services(AGGREGATOR)
