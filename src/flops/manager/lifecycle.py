@@ -127,12 +127,13 @@ class Lifecycle:
                 return self._train(project)
             case State.PACKAGING:
                 return self._package(project)
+            # Aggregators first: none may take the end of its learners for a failure, and tell of it when the
+            # project goes on.
             case State.STOPPING:
+                self._stop_services(AGGREGATOR)
                 self._stop_services()
                 return self._observe(Observation(services_gone=True), "stopped on request")
-                self._stop_services(AGGREGATOR)
             case State.PAUSING:
-                # Aggregators first: none may take the end of its learners for a failure.
                 self._stop_services(AGGREGATOR)
                 self._stop_services()
                 return self._observe(Observation(services_gone=True), "paused on request")
