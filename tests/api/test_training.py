@@ -307,7 +307,7 @@ def test_a_project_that_was_stopped_trains_on_where_it_was_when_it_is_attempted_
     run.client.post(f"/v1/projects/{run.id}/stop").raise_for_status()
     run.until("project.state", state="stopped")
     answer = run.client.post(f"/v1/projects/{run.id}/retry")
-    assert (answer.status_code, answer.json()["state"]) == (200, "deploying"), answer.text
+    assert answer.status_code == 200, answer.text
     assert run.rounds() == list(range(1, 7))
     project = run.shown()
     assert (project["state"], project["metrics"]["loss"]) == ("finished", 76.0)

@@ -162,7 +162,7 @@ def test_a_backup_of_one_engine_goes_into_the_other(source: str, target: str, ne
     assert (config.stat().st_mode & 0o777, (config / "spec.json").stat().st_mode & 0o777) == (0o700, 0o600)
     assert [one.stopped for one in store.deployments()] == [True]
     assert AuditLog(engine, ManualClock()).verify().entries == 1
-    store.retry(TRAINING, prepared=False)
+    store.retry(TRAINING)
     assert store.steps(TRAINING) == {}
     store.start_step(TRAINING, "data")
     store.finish_step(TRAINING, "data", {}, learners=[Learner(LearnerId("learner-1"), 1, "a")])

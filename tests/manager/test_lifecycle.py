@@ -521,11 +521,11 @@ def test_another_attempt_goes_on_behind_the_last_finished_step(make_world: Calla
         world.advance()
     world.store.observe(PROJECT, Observation(failed=True), "no index answers")
     with pytest.raises(ConflictError, match="is failed - try again when it has ended"):
-        world.store.retry(PROJECT, prepared=False)
+        world.store.retry(PROJECT)
     world.advance()
-    assert world.store.retry(PROJECT, prepared=False) is State.PREPARING
-    with pytest.raises(ConflictError, match="is preparing"):
-        world.store.retry(PROJECT, prepared=False)
+    assert world.store.retry(PROJECT) is State.SUBMITTED
+    with pytest.raises(ConflictError, match="is submitted"):
+        world.store.retry(PROJECT)
     world.steps.failing.clear()
     world.kill_and_start_again()
     world.play()
@@ -549,7 +549,7 @@ def test_another_attempt_trains_on_with_all_its_services(
         world.store.observe(PROJECT, Observation(stop_requested=True), "stop was requested")
     world.advance()
     assert world.state() == ended
-    assert world.store.retry(PROJECT, prepared=True) is State.DEPLOYING
+    assert world.store.retry(PROJECT) is State.SUBMITTED
     world.kill_and_start_again()
     world.advance()
     row = world.store.project(PROJECT)

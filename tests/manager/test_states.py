@@ -14,7 +14,7 @@ def test_only_an_extension_or_a_retry_leaves_a_terminal_state(state: State, seen
         following = next_state(state, observation)
         extended = state is State.FINISHED and observation.extended
         retried = state in RETRIABLE and observation.retry_requested
-        anew = State.DEPLOYING if extended or observation.prepared else State.PREPARING
+        anew = State.DEPLOYING if extended else State.SUBMITTED
         assert state not in TERMINAL or following is (anew if extended or retried else state)
         state = following
 
@@ -30,7 +30,7 @@ def test_every_state_follows_the_drawn_arrows_only(state: State, seen: Observati
     if state is State.FINISHED:
         allowed.add(State.DEPLOYING)
     if state in RETRIABLE:
-        allowed |= {State.PREPARING, State.DEPLOYING}
+        allowed.add(State.SUBMITTED)
     if state is State.STOPPING:
         allowed = {state, State.STOPPED}
     if state is State.PAUSING:

@@ -336,9 +336,7 @@ class Manager:
             raise ConflictError(f"project {project} is {row.state} - {advice}")
         if not self._reconciler.wait_settled(project, STOP_TIMEOUT_S):
             raise ConflictError(f"project {project} is still being cleaned up - try again")
-        done = self._store.steps(project)
-        prepared = done.keys() >= steps_of(row, self._orchestrator).keys()
-        self._store.retry(project, prepared=prepared)
+        self._store.retry(project)
         self._reconciler.take(project)
         return self.project(project)
 

@@ -6,7 +6,7 @@ submitted -> preparing -> deploying -> training -> packaging -> finished
 submitted .. training -> pausing -> paused -> preparing | deploying
                                     paused -> stopping -> stopped
 finished -> deploying, where more rounds are asked for
-failed | stopped -> preparing | deploying, where another attempt is asked for
+failed | stopped -> submitted, where another attempt is asked for: finished steps are not done again
 ```
 
 Nothing here does anything; the store commits what these functions answer, the reconciler acts on it
@@ -111,9 +111,8 @@ def next_state(state: State, seen: Observation) -> State:
     """
     if state is State.FINISHED and seen.extended:
         return State.DEPLOYING
-    goes_on = State.DEPLOYING if seen.prepared else State.PREPARING
     if state in RETRIABLE and seen.retry_requested:
-        return goes_on
+        return State.SUBMITTED
     if state in TERMINAL:
         return state
     if state is State.STOPPING:
@@ -123,6 +122,7 @@ def next_state(state: State, seen: Observation) -> State:
     if state is State.PAUSING:
         return State.PAUSED if seen.services_gone else state
     if state is State.PAUSED:
+        goes_on = State.DEPLOYING if seen.prepared else State.PREPARING
         return goes_on if seen.resume_requested else state
     if seen.failed:
         return State.FAILED

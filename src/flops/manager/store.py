@@ -235,7 +235,7 @@ class Store:
         self.on_change(project)
         return following
 
-    def retry(self, project: ProjectId, *, prepared: bool) -> State:
+    def retry(self, project: ProjectId) -> State:
         """Commit that a failed or stopped project is attempted once more, from its last finished step.
 
         Raises:
@@ -243,7 +243,7 @@ class Store:
         """
         with writing(self._engine) as connection:
             row = self._project(connection, project)
-            following = next_state(row.state, Observation(retry_requested=True, prepared=prepared))
+            following = next_state(row.state, Observation(retry_requested=True))
             if following is row.state or not row.cleaned:
                 raise ConflictError(f"project {project} is {row.state} - try again when it has ended")
             reason = f"another attempt was requested, the project was {row.state}"
