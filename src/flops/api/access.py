@@ -69,7 +69,8 @@ class Guard:
 
     def __call__(self, request: Request) -> None:
         caller = request.state.caller = self._identified(request)
-        self._rate.take(caller.token)
+        if caller.token:  # whoever has the token file has the machine
+            self._rate.take(caller.token)
         permission = permission_of(request.method, request.scope["route"].path)
         if permission is None or (permission != ANYBODY and not caller.may(permission)):
             raise ForbiddenError(

@@ -53,7 +53,7 @@ class Home:
         wanted = self.settings.port
         last = self._last_port()
         for port in [wanted] if wanted else [last, 0]:
-            listener = socket.socket()
+            listener = _stream_socket(socket.AF_INET)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 listener.bind(("127.0.0.1", port))
@@ -167,7 +167,7 @@ def _listen(host: str, ports: Sequence[int]) -> socket.socket:
     """
     family, _, _, _, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
     for port in ports:
-        listener = socket.socket(family)
+        listener = _stream_socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((address[0], port))
@@ -179,6 +179,13 @@ def _listen(host: str, ports: Sequence[int]) -> socket.socket:
             continue
         return listener
     raise AssertionError("unreachable")
+
+
+def _stream_socket(family: int) -> socket.socket:
+    """With its protocol named: asyncio switches Nagle's algorithm off for no other, and then answers wait for
+    the caller's delayed acknowledgement, 40 ms.
+    """
+    return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
 
 
 def _host_and_port(text: str) -> tuple[str, int]:
