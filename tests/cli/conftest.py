@@ -238,7 +238,7 @@ class StandIn:
 
         @app.get("/v1/models")
         def models() -> Any:
-            return {"models": self.models}
+            return {"models": self.models, "next": None}
 
         @app.get("/v1/models/{name}/versions/{version}/archive")
         def archive(name: str, version: int) -> Any:

@@ -111,6 +111,32 @@ def test_a_page_shows_the_newest_model_and_takes_two_queries(store: Store, setti
     again.close()
 
 
+@pytest.mark.parametrize("limit", [1, 2, 5, 20])
+def test_pages_of_models_hold_every_version_once(store: Store, limit: int) -> None:
+    create(store, "p-1aaaa")
+    for number in range(6):
+        name, created = f"m-{number % 2}", float(number // 4)
+        store.add_model(Model(name, number + 1, ProjectId("p-1aaaa"), 1, {}, created, "uri", None))
+    found: list[Model] = []
+    after = None
+    while True:
+        models, after = store.page_of_models(None, after, limit)
+        found += models
+        if after is None:
+            break
+        assert len(models) == limit
+    assert [(model.name, model.version) for model in found] == [
+        ("m-0", 5), ("m-1", 6), ("m-0", 1), ("m-0", 3), ("m-1", 2), ("m-1", 4),
+    ]  # fmt: skip
+    assert {model.name for model in store.page_of_models("m-1", None, 10)[0]} == {"m-1"}
+
+
+@pytest.mark.parametrize("cursor", ["", "1.0", "1.0~x~m", "nan~1~m", "1.0~0~m", f"1.0~{2**31}~m"])
+def test_a_models_cursor_that_is_none_is_refused(store: Store, cursor: str) -> None:
+    with pytest.raises(InvalidInputError, match="is no cursor"):
+        store.page_of_models(None, cursor, 10)
+
+
 @pytest.mark.parametrize("cursor", ["", "x", "1.0", "nan~p-1aaaa", "1.0~nonsense", "~p-1aaaa", "inf~p-1aaaa"])
 def test_a_cursor_that_is_none_is_refused(store: Store, cursor: str) -> None:
     with pytest.raises(InvalidInputError, match="is no cursor - send 'next' of the page before"):

@@ -3,7 +3,7 @@
 from http import HTTPStatus
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Query
 from fastapi.responses import StreamingResponse
 
 from flops.api import schemas
@@ -23,8 +23,12 @@ def model_routes(manager: Manager) -> APIRouter:
         responses=documented(),
         summary="Versions of all models, the newest first",
     )
-    def list_models() -> Any:
-        return {"models": manager.models()}
+    def list_models(
+        name: Annotated[str | None, Query(max_length=200)] = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 1000,
+        after: Annotated[str | None, Query(max_length=300, description="'next' of the page before")] = None,
+    ) -> Any:
+        return manager.models(name, after, limit)
 
     @routes.get(
         "/{name}",

@@ -240,6 +240,8 @@ class ModelView(BaseModel):
 
 class ModelList(BaseModel):
     models: list[ModelView]
+    next: str | None
+    """Send it as ``after`` for the models behind these; null: there are none."""
 
 
 class ModelVersions(BaseModel):

@@ -27,7 +27,7 @@ def list_models(as_json: JsonFlag = False) -> None:
     from flops.cli.session import manager
 
     with manager() as client:
-        found = client.list_models()["models"]
+        found = list(client.iterate_models())
     if as_json:
         print_json(found)
         return
@@ -62,7 +62,7 @@ def get(
 
     name, _, version = model.partition(":")
     with manager() as client:
-        version = version or _newest(client.list_models()["models"], name)
+        version = version or _newest(list(client.iterate_models()), name)
         folder = (out or Path(f"{Path(name).name}-{version}")).absolute()
         files = receive(lambda into: client.get_model_archive(name, _number(version), into), folder)
     if as_json:

@@ -16,7 +16,7 @@ from flops.client.errors import ManagerAwayError, error_of, told_error, translat
 from flops.client.events import HEARTBEAT_S, RESTING, ProjectEvent, StreamParser
 from flops.client.login import Login, whom_to_ask
 from flops.client.operations import AsyncOperations
-from flops.client.shapes import ProjectSummary
+from flops.client.shapes import ModelView, ProjectSummary
 from flops.client.wire import CONNECT_TIMEOUT_S, SLOW_TIMEOUT, Call, json_of, pause_before_next
 from flops.core.errors import FlopsError, UnavailableError
 
@@ -70,6 +70,16 @@ class AsyncClient(AsyncOperations):
             found = await self.list_projects(limit=page, after=after, **wanted)
             for project in found["projects"]:
                 yield project
+            if (after := found["next"]) is None:
+                return
+
+    async def iterate_models(self, *, page: int = 1000, **wanted: Any) -> AsyncIterator[ModelView]:
+        """See `Client.iterate_models`."""
+        after: str | None = None
+        while True:
+            found = await self.list_models(limit=page, after=after, **wanted)
+            for model in found["models"]:
+                yield model
             if (after := found["next"]) is None:
                 return
 

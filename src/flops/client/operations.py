@@ -225,9 +225,11 @@ class Operations(ABC):
         call = Call("GET", "/v1/images")
         return cast(ImageList, self._json(call))
 
-    def list_models(self) -> ModelList:
+    def list_models(
+        self, *, name: str | None = None, limit: int | None = None, after: str | None = None
+    ) -> ModelList:
         """Versions of all models, the newest first"""
-        call = Call("GET", "/v1/models")
+        call = Call("GET", "/v1/models", query={"name": name, "limit": limit, "after": after})
         return cast(ModelList, self._json(call))
 
     def list_nodes(self) -> NodeList:
@@ -648,9 +650,11 @@ class AsyncOperations(ABC):
         call = Call("GET", "/v1/images")
         return cast(ImageList, await self._json(call))
 
-    async def list_models(self) -> ModelList:
+    async def list_models(
+        self, *, name: str | None = None, limit: int | None = None, after: str | None = None
+    ) -> ModelList:
         """Versions of all models, the newest first"""
-        call = Call("GET", "/v1/models")
+        call = Call("GET", "/v1/models", query={"name": name, "limit": limit, "after": after})
         return cast(ModelList, await self._json(call))
 
     async def list_nodes(self) -> NodeList:

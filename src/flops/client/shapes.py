@@ -185,6 +185,7 @@ class MockSla(TypedDict):
 
 class ModelList(TypedDict):
     models: list[ModelView]
+    next: str | None
 
 
 class ModelRef(TypedDict):

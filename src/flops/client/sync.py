@@ -15,7 +15,7 @@ from flops.client.errors import ManagerAwayError, error_of, told_error, translat
 from flops.client.events import HEARTBEAT_S, RESTING, ProjectEvent, read_stream
 from flops.client.login import Login, whom_to_ask
 from flops.client.operations import Operations
-from flops.client.shapes import ProjectSummary
+from flops.client.shapes import ModelView, ProjectSummary
 from flops.client.wire import CONNECT_TIMEOUT_S, SLOW_TIMEOUT, Call, json_of, pause_before_next
 from flops.core.errors import FlopsError, UnavailableError
 
@@ -78,6 +78,15 @@ class Client(Operations):
         while True:
             found = self.list_projects(limit=page, after=after, **wanted)
             yield from found["projects"]
+            if (after := found["next"]) is None:
+                return
+
+    def iterate_models(self, *, page: int = 1000, **wanted: Any) -> Iterator[ModelView]:
+        """All versions of all models, the newest first; ``wanted`` as for `list_models`."""
+        after: str | None = None
+        while True:
+            found = self.list_models(limit=page, after=after, **wanted)
+            yield from found["models"]
             if (after := found["next"]) is None:
                 return
 

@@ -1,7 +1,8 @@
-"""Pages of projects: filtered, ordered and cut by the database, each with what one line shows of it.
+"""Pages of projects and of models: filtered, ordered and cut by the database, projects with what one line
+shows of them.
 
-A cursor names the last project of a page by its place (when it was created, and its id), so projects that
-come or go meanwhile neither repeat nor hide others.
+A cursor names the last one of a page by its place (when it was created, and its id), so what comes or goes
+meanwhile neither repeats nor hides others.
 """
 
 import math
@@ -15,6 +16,7 @@ from sqlalchemy import Connection
 from flops.core.errors import InvalidInputError
 from flops.core.ids import ProjectId, project_id
 from flops.manager import tables
+from flops.manager.rows import Model
 from flops.manager.states import State
 
 _COLUMNS = (
@@ -100,6 +102,45 @@ def page_of_projects(connection: Connection, wanted: Wanted) -> Page:
     )
 
 
+def page_of_models(
+    connection: Connection, name: str | None, after: str | None, limit: int
+) -> tuple[list[Model], str | None]:
+    """Versions of models, the newest first, and the cursor of those behind them.
+
+    Raises:
+        InvalidInputError: ``after`` is no cursor.
+    """
+    table = tables.models
+    query = sa.select(table).order_by(table.c.created.desc(), table.c.name, table.c.version).limit(limit + 1)
+    if name is not None:
+        query = query.where(table.c.name == name)
+    if after is not None:
+        created, version, last = _place_of_model(after)
+        behind = sa.or_(table.c.name > last, sa.and_(table.c.name == last, table.c.version > version))
+        query = query.where(sa.or_(table.c.created < created, sa.and_(table.c.created == created, behind)))
+    found = [Model(**dict(row._mapping)) for row in connection.execute(query)]
+    if len(found) <= limit:
+        return found, None
+    end = found[limit - 1]
+    return found[:limit], f"{end.created!r}~{end.version}~{end.name}"
+
+
+def _place_of_model(cursor: str) -> tuple[float, int, str]:
+    created, _, rest = cursor.partition("~")
+    version, _, name = rest.partition("~")
+    try:
+        place = float(created), int(version), name
+    except ValueError:
+        place = math.nan, 0, ""
+    if not math.isfinite(place[0]) or not 0 < place[1] < 2**31:
+        raise _no_cursor(cursor)
+    return place
+
+
+def _no_cursor(cursor: str) -> InvalidInputError:
+    return InvalidInputError(f"after: '{cursor[:60]}' is no cursor - send 'next' of the page before")
+
+
 def _place(cursor: str) -> tuple[float, ProjectId]:
     created, _, last = cursor.partition("~")
     try:
@@ -107,7 +148,7 @@ def _place(cursor: str) -> tuple[float, ProjectId]:
     except (ValueError, InvalidInputError):
         place = math.nan, ProjectId("")
     if not math.isfinite(place[0]):
-        raise InvalidInputError(f"after: '{cursor[:60]}' is no cursor - send 'next' of the page before")
+        raise _no_cursor(cursor)
     return place
 
 

@@ -534,9 +534,14 @@ class Manager:
 
     # models
 
-    def models(self) -> list[dict[str, Any]]:
-        """Registered models, the newest first."""
-        return [model_view(model) for model in self._store.models()]
+    def models(self, name: str | None = None, after: str | None = None, limit: int = 1000) -> dict[str, Any]:
+        """A page of registered models, the newest first, and the cursor of those behind it.
+
+        Raises:
+            InvalidInputError: the cursor is none.
+        """
+        found, following = self._store.page_of_models(name, after, limit)
+        return {"models": [model_view(model) for model in found], "next": following}
 
     def versions(self, name: str) -> list[dict[str, Any]]:
         """A model's versions, the newest first.

@@ -17,7 +17,7 @@ from flops.core.ids import LearnerId, ProjectId, ServiceName
 from flops.manager import tables
 from flops.manager.clustering import with_ancestors
 from flops.manager.figures import Figures
-from flops.manager.listing import Page, Wanted, page_of_projects
+from flops.manager.listing import Page, Wanted, page_of_models, page_of_projects
 from flops.manager.reports import Report, apply_report
 from flops.manager.rows import Cluster, Deployment, Learner, Model, Project, Service
 from flops.manager.states import (
@@ -543,6 +543,13 @@ class Store:
             query = query.where(table.c.name == name)
         with reading(self._engine) as connection:
             return [_to_model(row) for row in connection.execute(query)]
+
+    def page_of_models(
+        self, name: str | None, after: str | None, limit: int
+    ) -> tuple[list[Model], str | None]:
+        """Registered models, the newest first; see `page_of_models`."""
+        with reading(self._engine) as connection:
+            return page_of_models(connection, name, after, limit)
 
     def model(self, name: str, version: int) -> Model:
         """Raises: NotFoundError: there is no such version."""
