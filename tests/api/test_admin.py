@@ -108,6 +108,8 @@ def test_what_was_backed_up_is_there_in_another_home(shells: tuple[Shell, Shell]
     assert (tmp_path / "model" / "parameters.safetensors").read_text() == "parameters"
     spec = deployment.read_spec(new.settings, PROJECT)
     assert spec == deployment.read_spec(old.settings, PROJECT)
+    assert "was restored from a backup" in new.flops("extend", PROJECT, "--rounds", "1", code=1)
+    assert "has no environment that loads its model" in new.flops("deploy", PROJECT, code=1)
     assert "1 projects and 1 models" in _refused_twice(new, backup)
     for shell in shells:
         log = (shell.settings.logs_dir / "manager.log").read_text()

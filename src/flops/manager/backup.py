@@ -33,9 +33,11 @@ from flops.persistence import JSON, reading, revision_of
 FORMAT = "flops-backup"
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-SUMS = "SHA256SUMS"
+SUMS = "sha256.json"
 REVISIONS = "alembic_version"
 """The table of the migrations' own; `manifest.json` has what it says."""
+RESTORED = "restored"
+"""In what a project's training came to: true after a restore, which brings no checkpoints."""
 _PART_BYTES = 1 << 20
 
 
@@ -63,12 +65,11 @@ class Backup:
         self._files.close()
 
     def parts(self) -> Iterator[bytes]:
-        sums: list[str] = []
+        sums: dict[str, str] = {}
         with self._files:
             for name, file in self._members():
-                sha256 = yield from _member(name, file)
-                sums.append(f"{sha256}  {name}\n")
-            yield from _member(SUMS, io.BytesIO("".join(sums).encode()))
+                sums[name] = yield from _member(name, file)
+            yield from _member(SUMS, io.BytesIO(json.dumps(sums, indent=1).encode()))
             yield bytes(2 * tarfile.BLOCKSIZE)
 
     def _members(self) -> Iterator[tuple[str, IO[bytes]]]:

@@ -239,7 +239,7 @@ class Inference:
         if "python" not in results.get(EXPORT_ENVIRONMENT, {}):
             raise ConflictError(
                 f"project {deployment.project} has no environment that loads its model - it was trained by "
-                "an older version, or its export failed"
+                "an older version or elsewhere, or its export failed"
             )
         model = self._store.model(deployment.model, deployment.version)
         spec = self._ground.model(deployment, str(model.folder), results)

@@ -31,7 +31,7 @@ from flops.core.spec import ProjectSpec, spec_from_mapping
 from flops.federation import check_strategy
 from flops.identity import AuditLog, IdentityStore
 from flops.manager import choosing, deployment, orchestrators, packaging
-from flops.manager.backup import Backup
+from flops.manager.backup import RESTORED, Backup
 from flops.manager.broadcast import Broadcast
 from flops.manager.cancellation import Cancellation, Places
 from flops.manager.databases import open_own_database
@@ -311,6 +311,11 @@ class Manager:
             if not row.terminal:
                 advice = f"wait until it has finished, or pause it first with 'flops pause {project}'"
             raise ConflictError(f"project {project} is {row.state} - {advice}")
+        if (row.training or {}).get(RESTORED):
+            raise ConflictError(
+                f"project {project} was restored from a backup, which holds no checkpoints - start another "
+                "from its model with 'flops run --initial NAME/VERSION'"
+            )
         if row.rounds_total + rounds > MAX_ROUNDS:
             raise InvalidInputError(
                 f"project {project} has {row.rounds_total} rounds, {rounds} more are over {MAX_ROUNDS} - "

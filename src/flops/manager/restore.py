@@ -15,11 +15,7 @@ services. So projects that had not ended are `failed` afterwards and can be atte
 
 import argparse
 import dataclasses
-import hashlib
-import io
 import json
-import math
-import os
 import re
 import shutil
 import sys
@@ -28,7 +24,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
@@ -40,33 +36,25 @@ from flops.core.events import EventKind
 from flops.core.ids import project_id
 from flops.core.settings import Settings
 from flops.manager import tables
-from flops.manager.backup import FORMAT, FORMAT_VERSION, MANIFEST, SUMS, model_place, reflected
+from flops.manager.backup import RESTORED, model_place, reflected
 from flops.manager.databases import open_own_database
 from flops.manager.home import claim_home
-from flops.manager.states import TERMINAL, State
-from flops.persistence import DatabaseAwayError, metadata, migrate, reading, revisions, writing
+from flops.manager.states import EXPORT_ENVIRONMENT, TERMINAL, State
+from flops.manager.unpacking import MAX_SMALL_BYTES, Refused, parse_json, unpack
+from flops.persistence import DatabaseAwayError, metadata, migrate, reading, writing
 
-_MAX_MEMBERS = 200_000
-_MAX_SMALL_BYTES = 64 << 20
-"""Of the manifest, of the sums, and of one row."""
 _ROWS_AT_ONCE = 500
-_PART_BYTES = 1 << 20
-_TABLE = re.compile(r"tables/([a-z_]{1,60})\.jsonl")
-_FILE = re.compile(r"files/(projects/[^/]+/config|models/[^/]+/[1-9][0-9]{0,8})/.+")
 _MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._ -]{0,199}")
 _OF_AN_ATTEMPT = ("steps", "services", "learners", "clusters", "report_sources")
 """Tables that tell how far a project is on the files that a backup leaves out."""
-
-
-class _Refused(Exception):
-    """The archive cannot be what we wrote."""
 
 
 def restore(settings: Settings, archive: Path, clock: Clock | None = None) -> dict[str, Any]:
     """Restore an archive into an empty home; answers what is there now.
 
     Raises:
-        NotFoundError, InvalidInputError: the archive is not there, or is no whole backup.
+        InvalidInputError: the archive is no whole backup, or of a newer version.
+        FailedError: it cannot be read, or the home not written.
         ConflictError: a manager runs, or there are projects or models.
         DatabaseAwayError, DiskFullError: try again then.
     """
@@ -74,9 +62,9 @@ def restore(settings: Settings, archive: Path, clock: Clock | None = None) -> di
     try:
         with _aside(settings.home) as folder:
             try:
-                manifest = _unpack(archive, folder)
+                manifest = unpack(archive, folder)
                 return _take_over(settings, manifest, folder, clock or SystemClock())
-            except (_Refused, tarfile.TarError, EOFError) as error:
+            except (Refused, tarfile.TarError, EOFError) as error:
                 raise InvalidInputError(
                     f"'{archive}' is no whole backup of FLOps ({error}) - nothing was restored, use another"
                 ) from error
@@ -101,114 +89,6 @@ def _aside(home: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-# the archive
-
-
-class _Bounded(io.FileIO):
-    """A file that nobody reads much of at once: a header may claim to be as long as it likes."""
-
-    def read(self, size: int | None = -1) -> bytes:
-        if size is None or not 0 <= size <= 2 * _PART_BYTES:
-            raise _Refused("a header is too large")
-        return super().read(size) or b""
-
-
-def _unpack(archive: Path, folder: Path) -> dict[str, Any]:
-    """Write the members below the folder; answers the manifest."""
-    sums: dict[str, str] = {}
-    with _Bounded(archive) as file, tarfile.open(fileobj=file, mode="r:") as tar:
-        for count, member in enumerate(tar):
-            if count >= _MAX_MEMBERS or SUMS in sums:
-                raise _Refused("it goes on behind its end")
-            name = _checked_name(member)
-            sums[name] = _write(tar, member, folder / name)
-    _check_sums(folder, sums)
-    return _manifest(_json((folder / MANIFEST).read_bytes()))
-
-
-def _checked_name(member: tarfile.TarInfo) -> str:
-    name = member.name
-    if not member.isreg() or member.sparse is not None:
-        raise _Refused(f"'{name[:200]}' is no plain file")
-    parts = PurePosixPath(name).parts
-    if len(name) > 1000 or not name.isprintable() or ".." in parts or "/".join(parts) != name:
-        raise _Refused(f"'{name[:200]}' is no name")
-    if name not in (MANIFEST, SUMS) and not _TABLE.fullmatch(name) and not _FILE.fullmatch(name):
-        raise _Refused(f"'{name[:200]}' does not belong there")
-    if parts[1:2] == ("projects",):
-        try:
-            project_id(parts[2])
-        except InvalidInputError as error:
-            raise _Refused(str(error)) from error
-    if name in (MANIFEST, SUMS) and member.size > _MAX_SMALL_BYTES:
-        raise _Refused(f"'{name}' is too large")
-    return name
-
-
-def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> str:
-    content = tar.extractfile(member)
-    assert content is not None
-    digest = hashlib.sha256()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise _Refused(f"'{member.name[:200]}' is in it twice") from error
-    with os.fdopen(fd, "wb") as file:
-        left = member.size
-        while left:
-            part = content.read(min(_PART_BYTES, left))
-            if not part:
-                raise _Refused(f"it ends within '{member.name[:200]}'")
-            left -= len(part)
-            digest.update(part)
-            file.write(part)
-        file.flush()
-        os.fsync(file.fileno())
-    return digest.hexdigest()
-
-
-def _check_sums(folder: Path, sums: dict[str, str]) -> None:
-    if sums.pop(SUMS, None) is None:
-        raise _Refused("its end is missing")
-    told: dict[str, str] = {}
-    for line in (folder / SUMS).read_text("utf-8", "replace").splitlines():
-        sha256, _, name = line.partition("  ")
-        told[name] = sha256
-    differing = sorted(name for name in told.keys() | sums.keys() if told.get(name) != sums.get(name))
-    if differing:
-        raise _Refused(f"'{differing[0][:200]}' is damaged")
-    if MANIFEST not in sums:
-        raise _Refused(f"it has no {MANIFEST}")
-
-
-def _manifest(content: Any) -> dict[str, Any]:
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise _Refused(f"its {MANIFEST} is none of ours")
-    rows, created = content.get("rows"), content.get("created")
-    if not isinstance(rows, dict) or not isinstance(created, int | float) or not math.isfinite(created):
-        raise _Refused(f"its {MANIFEST} is incomplete")
-    if content.get("version") != FORMAT_VERSION or content.get("revision") not in revisions():
-        raise InvalidInputError(
-            f"the backup was made by FLOps {str(content.get('flops'))[:40]}, which is newer than this one - "
-            "restore it with that version"
-        )
-    return content
-
-
-def _json(text: bytes) -> Any:
-    def refuse(constant: str) -> None:
-        raise _Refused(f"it holds {constant}, which is no JSON")
-
-    try:
-        return json.loads(text, parse_constant=refuse)
-    except (ValueError, RecursionError) as error:
-        raise _Refused(f"it holds what is no JSON ({str(error)[:100]})") from error
-
-
-# the home
-
-
 def _take_over(settings: Settings, manifest: Mapping[str, Any], folder: Path, clock: Clock) -> dict[str, Any]:
     engine = open_own_database(settings)
     moved: list[Path] = []
@@ -224,7 +104,7 @@ def _take_over(settings: Settings, manifest: Mapping[str, Any], folder: Path, cl
                 counts = _settle(connection, settings, manifest["created"], clock.now())
                 _move(folder / "files", settings.home, moved)
         except (sa.exc.StatementError, UnicodeError) as error:
-            raise _Refused(
+            raise Refused(
                 f"its rows do not fit together: {str(getattr(error, 'orig', error))[:200]}"
             ) from error
     except DatabaseAwayError:
@@ -254,27 +134,27 @@ def _check_empty(settings: Settings, engine: sa.Engine) -> None:
 def _insert_all(connection: sa.Connection, manifest: Mapping[str, Any], folder: Path) -> None:
     known = reflected(connection)
     if manifest["rows"].keys() != set(known.tables):
-        raise _Refused("it has other tables than its version")
+        raise Refused("it has other tables than its version")
     for table in known.sorted_tables:
         count = 0
         for rows in _batches(_rows(folder / "tables" / f"{table.name}.jsonl", table)):
             connection.execute(sa.insert(table), rows)
             count += len(rows)
         if count != manifest["rows"][table.name]:
-            raise _Refused(f"{count} rows of {table.name} are there")
+            raise Refused(f"{count} rows of {table.name} are there")
 
 
 def _rows(path: Path, table: sa.Table) -> Iterator[dict[str, Any]]:
     if not path.is_file():
-        raise _Refused(f"the rows of {table.name} are missing")
+        raise Refused(f"the rows of {table.name} are missing")
     with path.open("rb") as file:
-        while line := file.readline(_MAX_SMALL_BYTES):
-            row = _json(line)
+        while line := file.readline(MAX_SMALL_BYTES):
+            row = parse_json(line)
             if not isinstance(row, dict) or row.keys() != set(table.columns.keys()):
-                raise _Refused(f"a row of {table.name} has other columns")
+                raise Refused(f"a row of {table.name} has other columns")
             for column in table.columns:
                 if not _fits(column, row[column.name]):
-                    raise _Refused(f"{table.name}.{column.name} has a value of another type")
+                    raise Refused(f"{table.name}.{column.name} has a value of another type")
             yield row
 
 
@@ -287,7 +167,7 @@ def _fits(column: "sa.Column[Any]", value: Any) -> bool:
     if isinstance(kind, sa.Boolean):
         return isinstance(value, bool)
     if isinstance(kind, sa.String):
-        return isinstance(value, str) and len(value) <= (kind.length or _MAX_SMALL_BYTES)
+        return isinstance(value, str) and len(value) <= (kind.length or MAX_SMALL_BYTES)
     if isinstance(value, bool) or (isinstance(value, int) and abs(value) >= 1 << 63):
         return False
     if isinstance(kind, sa.Float):
@@ -312,14 +192,14 @@ def _check_rows(connection: sa.Connection, folder: Path) -> None:
         try:
             project_id(row.id)
         except InvalidInputError as error:
-            raise _Refused(str(error)) from error
+            raise Refused(str(error)) from error
     for row in connection.execute(sa.select(tables.models)):
         if not _MODEL_NAME.fullmatch(row.name) or row.version < 1:
-            raise _Refused(f"'{row.name[:100]}' {row.version} is no version of a model")
+            raise Refused(f"'{row.name[:100]}' {row.version} is no version of a model")
         if row.folder is not None and (
             row.folder != model_place(row.name, row.version) or not (folder / "files" / row.folder).is_dir()
         ):
-            raise _Refused(f"the files of model {row.name} version {row.version} are missing")
+            raise Refused(f"the files of model {row.name} version {row.version} are missing")
 
 
 def _settle(connection: sa.Connection, settings: Settings, created: float, now: float) -> dict[str, int]:
@@ -333,11 +213,25 @@ def _settle(connection: sa.Connection, settings: Settings, created: float, now: 
         )
     connection.execute(sa.update(tables.deployments).values(stopped=True))
     connection.execute(sa.update(projects).values(cleaned=True))
+    unfinished = _fail_unfinished(connection, created, now)
+    _forget_attempts(connection)
+    _mark_finished(connection)
+    return {
+        "projects": _count(connection, projects),
+        "models": _count(connection, models),
+        "unfinished": unfinished,
+    }
+
+
+def _fail_unfinished(connection: sa.Connection, created: float, now: float) -> int:
+    """Projects that had not ended have failed, with the event that says so; answers how many."""
+    projects = tables.projects
     ended = [state.value for state in TERMINAL]
     unfinished = connection.execute(sa.select(projects).where(projects.c.state.not_in(ended))).all()
     day = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(created))
     for row in unfinished:
         reason = f"the backup of {day}, which it was restored from, found it {row.state}"
+        seq = row.last_seq + 1
         connection.execute(
             sa.update(projects)
             .where(projects.c.id == row.id)
@@ -346,32 +240,44 @@ def _settle(connection: sa.Connection, settings: Settings, created: float, now: 
                 reason=f"{reason} - start it anew with 'flops retry {row.id}'",
                 updated=now,
                 finished=now,
-                last_seq=row.last_seq + 1,
+                last_seq=seq,
             )
         )
         connection.execute(
             sa.insert(tables.events).values(
                 project=row.id,
-                seq=row.last_seq + 1,
+                seq=seq,
                 time=now,
                 kind=EventKind.PROJECT_STATE.value,
                 data={"state": State.FAILED.value, "reason": reason},
             )
         )
-    again = sa.select(projects.c.id).where(projects.c.state != State.FINISHED.value)
+    return len(unfinished)
+
+
+def _forget_attempts(connection: sa.Connection) -> None:
+    """Another attempt of a failed or stopped project begins at its first step."""
+    projects = tables.projects
+    again = projects.c.state != State.FINISHED.value
     for name in _OF_AN_ATTEMPT:
         table = metadata.tables[name]
-        connection.execute(sa.delete(table).where(table.c.project.in_(again)))
+        connection.execute(sa.delete(table).where(table.c.project.in_(sa.select(projects.c.id).where(again))))
     connection.execute(
-        sa.update(projects)
-        .where(projects.c.state != State.FINISHED.value)
-        .values(training=None, spooled_seq=projects.c.last_seq)
+        sa.update(projects).where(again).values(training=None, spooled_seq=projects.c.last_seq)
     )
-    return {
-        "projects": _count(connection, projects),
-        "models": _count(connection, models),
-        "unfinished": len(unfinished),
-    }
+
+
+def _mark_finished(connection: sa.Connection) -> None:
+    """Finished projects keep their outcome, without checkpoints and without environments of elsewhere."""
+    projects, steps = tables.projects, tables.steps
+    for row in connection.execute(sa.select(projects).where(projects.c.state == State.FINISHED.value)).all():
+        training = {**(row.training or {}), RESTORED: True}
+        connection.execute(sa.update(projects).where(projects.c.id == row.id).values(training=training))
+    for row in connection.execute(sa.select(steps).where(steps.c.name == EXPORT_ENVIRONMENT)).all():
+        if not Path(str((row.result or {}).get("python"))).exists():
+            connection.execute(
+                sa.delete(steps).where(steps.c.project == row.project, steps.c.name == EXPORT_ENVIRONMENT)
+            )
 
 
 def _count(connection: sa.Connection, table: sa.Table) -> int:
