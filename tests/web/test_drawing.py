@@ -39,7 +39,7 @@ def test_a_chart_is_well_formed_whatever_the_values(values: list[float]) -> None
 
 def test_a_chart_tells_its_first_and_last_value_in_words() -> None:
     drawn = ElementTree.fromstring(chart("loss", [Series("loss", [(1, 0.9), (2, 0.4)])], show=number))
-    assert drawn.findtext("desc") == "loss: 0.9 in round 1, 0.4 in round 2"
+    assert drawn.findtext("desc") == "loss: 0.9000 in round 1, 0.4000 in round 2"
     assert drawn.get("role") == "img"
 
 

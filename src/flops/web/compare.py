@@ -83,6 +83,6 @@ def _differences(specs: list[Mapping[str, Any]]) -> list[tuple[str, list[str], b
     for name in names:
         values = [words.plain(one.get(name)) for one in flat]
         differs = len(set(values)) > 1
-        if differs or any(value not in (words.NOTHING, "{}", "[]") for value in values):
+        if differs or any(value != words.NOTHING for value in values):
             rows.append((words.clean(name, 80), values, differs))
     return sorted(rows, key=lambda row: not row[2])

@@ -5,6 +5,7 @@ not see it, and its page a table with the same numbers. Points tell their values
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from markupsafe import Markup, escape
 _MOST_POINTS = 600
 _MOST_MARKS = 120
 _TICKS = 4
+_PLAIN = re.compile(r"-?[0-9]+\.[0-9]+")
 _DIVERGED = 1e100
 """Values beyond it are no values any more; NaN compares with nothing."""
 _WHOLE_STEPS = [factor * 10**power for power in range(9) for factor in (1, 2, 5)]
@@ -87,7 +89,7 @@ def chart(
 def nice_ticks(least: float, most: float) -> list[float]:
     """Round values that enclose both, about five of them."""
     if most - least <= 1e-12 * max(abs(least), abs(most)) or most - least < 1e-290:
-        pad = abs(most) * 0.1 if abs(most) > 1e-280 else 0.5
+        pad = abs(most) * 0.02 if abs(most) > 1e-280 else 0.5
         least, most = least - pad, most + pad
     rough = max((most - least) / _TICKS, 1e-300)
     power = 10.0 ** math.floor(math.log10(rough))
@@ -97,13 +99,23 @@ def nice_ticks(least: float, most: float) -> list[float]:
 
 
 def _grid(ticks: list[float], down: Callable[[float], float], show: Callable[[float], str]) -> Markup:
+    labels = _alike(ticks, [show(tick) for tick in ticks])
     return Markup("").join(
         Markup(
             '<line class="grid" x1="0" x2="100%" y1="{0:.2f}%" y2="{0:.2f}%"/>'
             '<text class="tick" x="-8" y="{0:.2f}%" dy="0.32em" text-anchor="end">{1}</text>'
-        ).format(down(tick), show(tick))
-        for tick in ticks
+        ).format(down(tick), label)
+        for tick, label in zip(ticks, labels, strict=True)
     )
+
+
+def _alike(ticks: list[float], labels: list[str]) -> list[str]:
+    """Plain numbers with as many decimals as they all need."""
+    if not all(_PLAIN.fullmatch(label) for label in labels):
+        return labels
+    slack = 1e-6 * (ticks[1] - ticks[0])
+    decimals = next((few for few in range(4) if all(abs(round(t, few) - t) < slack for t in ticks)), 4)
+    return [f"{tick:.{decimals}f}" for tick in ticks]
 
 
 def _x_labels(least: float, most: float, across: Callable[[float], float]) -> Markup:

@@ -10,6 +10,7 @@ from flops.web.call import RefusedError
 from flops.web.page import Visit, signed_in
 
 _MOST_SHOWN = 500
+_MOCKED = "mock-"
 
 
 def routes() -> list[Route]:
@@ -33,9 +34,11 @@ async def _held(visit: Visit) -> dict[str, Any]:
         visit.api.get("data", "fragments", tag=[wanted] if wanted else None),
     )
     fragments = sorted(found["fragments"], key=lambda one: (one["site"], -one["created"]))
+    if not wanted:  # what projects mocked for themselves is shown under its own tag
+        fragments = [one for one in fragments if not all(tag.startswith(_MOCKED) for tag in one["tags"])]
     return {
-        "tags": [one for one in tags["tags"] if not one["tag"].startswith("mock-")],
-        "mocked": [one for one in tags["tags"] if one["tag"].startswith("mock-")],
+        "tags": [one for one in tags["tags"] if not one["tag"].startswith(_MOCKED)],
+        "mocked": [one for one in tags["tags"] if one["tag"].startswith(_MOCKED)],
         "wanted": wanted,
         "fragments": fragments[:_MOST_SHOWN],
         "not_shown": max(0, len(fragments) - _MOST_SHOWN),

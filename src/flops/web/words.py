@@ -58,12 +58,14 @@ def size(count: float | None) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four significant digits."""
+    """Four decimals where that says something, so that columns of losses line up; else four digits."""
     if not isinstance(value, int | float):
         return NOTHING
     if isinstance(value, int):
         return f"{value:,}".replace(",", "\u2009")
-    if value == 0 or 1e-3 <= abs(value) < 1e5:
+    if value == 0 or 1e-3 <= abs(value) < 10:
+        return f"{value:.4f}"
+    if 10 <= abs(value) < 1e5:
         return f"{value:.4g}"
     return f"{value:.2e}"
 
@@ -123,7 +125,7 @@ def flat(value: object, prefix: str = "") -> dict[str, object]:
 
 def plain(value: Any) -> str:
     """A value of a spec as one would write it."""
-    if value is None:
+    if value is None or value == {} or value == []:
         return NOTHING
     if isinstance(value, bool):
         return "yes" if value else "no"

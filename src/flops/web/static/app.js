@@ -36,6 +36,13 @@ function set(element, text) {
 
 setInterval(tick, 1000);
 
+// What was said is said once: not again after a reload.
+if (one(".said")) {
+  const here = new URL(location);
+  here.searchParams.delete("said");
+  history.replaceState(null, "", here);
+}
+
 // --- changing a page in place: what is the same stays, with its focus, scroll and open menus ---------------
 
 function morph(from, to) {
