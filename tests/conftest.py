@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
@@ -30,6 +31,15 @@ def postgres(require: Require) -> Iterator[PostgresServer]:
     require(postgres_installed(), "PostgreSQL 15")
     with postgres_server() as server:
         yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
+    """Where an empty database is, on each engine: for `open_database`."""
+    if request.param == "sqlite":
+        return tmp_path / "manager.db"
+    server: PostgresServer = request.getfixturevalue("postgres")
+    return server.database()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

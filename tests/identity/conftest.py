@@ -1,4 +1,4 @@
-"""A database on a real SQLite file, and a clock that is set by hand."""
+"""A real database, on each engine, and a clock that is set by hand."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +17,8 @@ def clock() -> ManualClock:
 
 
 @pytest.fixture
-def engine(tmp_path: Path) -> Iterator[sa.Engine]:
-    engine = open_database(tmp_path / "manager.db")
+def engine(database: Path | str) -> Iterator[sa.Engine]:
+    engine = open_database(database)
     yield engine
     engine.dispose()
 

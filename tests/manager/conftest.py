@@ -73,6 +73,11 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
+def settings_on_each_engine(database: Path | str, tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path, database_url=database if isinstance(database, str) else None)
+
+
+@pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
 

@@ -16,6 +16,11 @@ from flops.manager.store import Store
 from flops.persistence import open_database
 
 
+@pytest.fixture
+def settings(settings_on_each_engine: Settings) -> Settings:
+    return settings_on_each_engine
+
+
 def create(store: Store, project: str, name: str = "mnist", **values: str) -> None:
     store.create_project(
         ProjectId(project), name=name, spec={}, source=f"/srv/{name}", rounds_total=3, **values
@@ -100,7 +105,7 @@ def test_a_page_shows_the_newest_model_and_takes_two_queries(store: Store, setti
             "mnist", version, ProjectId("p-1aaaa"), 1, {}, float(version), f"models:/mnist/{version}", None
         )
         store.add_model(model)
-    engine = open_database(settings.database)
+    engine = open_database(settings.database_url or settings.database)
     asked: list[str] = []
     sa.event.listen(engine, "before_cursor_execute", lambda *call: asked.append(call[2]))
     again = Store(engine)

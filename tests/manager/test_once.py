@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,6 @@ import pytest
 from flops.core.clock import ManualClock
 from flops.core.errors import ConflictError, InvalidInputError
 from flops.core.ids import ProjectId
-from flops.core.settings import Settings
 from flops.manager.once import KEPT_S, Once, OnceRequest
 from flops.persistence import open_database
 
@@ -29,8 +29,8 @@ class Work:
 
 
 @pytest.fixture
-def once(settings: Settings, clock: ManualClock) -> Iterator[Once]:
-    engine = open_database(settings.database)
+def once(database: Path | str, clock: ManualClock) -> Iterator[Once]:
+    engine = open_database(database)
     yield Once(engine, clock)
     engine.dispose()
 

@@ -20,16 +20,11 @@ from flops.manager.rows import Learner, Model, Service
 from flops.manager.states import Observation, State
 from flops.manager.store import Store, Superseded
 from flops.persistence import connect, metadata, migrate, open_database, reading, writing
-from tests.postgres import PostgresServer
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
-def settings(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
-    url = None
-    if request.param == "postgresql":
-        server: PostgresServer = request.getfixturevalue("postgres")
-        url = server.database()
-    return Settings(home=tmp_path / "home", database_url=url)
+@pytest.fixture
+def settings(settings_on_each_engine: Settings) -> Settings:
+    return settings_on_each_engine
 
 
 def database_of(settings: Settings) -> Path | str:

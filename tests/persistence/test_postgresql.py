@@ -301,6 +301,33 @@ def test_a_home_refuses_another_database_than_the_one_its_projects_are_in(
     assert all(postgres.password not in path.read_text() for path in tmp_path.glob("*.json"))
 
 
+def test_the_password_may_be_in_a_file_of_its_own(
+    postgres: PostgresServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = postgres.database().rpartition("/")[2]
+    file = tmp_path / "pgpass"
+    file.write_text(f"127.0.0.1:{postgres.port}:{name}:flops:{postgres.password}\n")
+    file.chmod(0o600)
+    monkeypatch.setenv("PGPASSFILE", str(file))
+    open_database(f"postgresql://flops@127.0.0.1:{postgres.port}/{name}").dispose()
+
+
+def test_what_a_manager_starts_does_not_inherit_the_password(postgres: PostgresServer) -> None:
+    code = (
+        "import os, sys; from flops.manager.__main__ import _settings\n"
+        "print(_settings([]).database_url == sys.argv[1], 'FLOPS_DATABASE' in os.environ)"
+    )
+    url = postgres.url("postgres")
+    ended = subprocess.run(
+        [sys.executable, "-c", code, url],
+        env={**os.environ, "FLOPS_DATABASE": url},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert ended.stdout == "True False\n"
+
+
 def test_a_manager_that_gets_no_database_ends_with_one_sentence(
     killable: PostgresServer, tmp_path: Path
 ) -> None:
