@@ -9,8 +9,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 
 from flops.api import schemas
+from flops.api.access import caller_of
 from flops.api.problems import SLOW, documented
 from flops.core.errors import InvalidInputError
+from flops.identity import Role
 from flops.manager import Manager
 
 MAX_UPLOAD_BYTES = 16 << 30
@@ -86,6 +88,24 @@ def data_routes(manager: Manager) -> APIRouter:
     )
     def list_data_tags() -> Any:
         return {"tags": manager.data_tags()}
+
+    @routes.get(
+        "/uses",
+        response_model=schemas.DataUseList,
+        responses=documented(),
+        summary="What ran on data: which code of whom, what left the site; engineers see their own projects",
+    )
+    def list_data_uses(
+        request: Request,
+        site: Annotated[str | None, Query(max_length=200)] = None,
+        tag: Annotated[str | None, Query(max_length=200)] = None,
+        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    ) -> Any:
+        caller = caller_of(request)
+        all_of_them = caller.sees_all or caller.role is Role.DATA_OWNER
+        user = None if all_of_them else caller.user
+        uses = manager.uses_of_data(site=site, tag=tag, user=user, teams=caller.teams, limit=limit)
+        return {"uses": uses}
 
     @routes.delete(
         "/fragments/{fragment}",

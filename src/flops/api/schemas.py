@@ -196,6 +196,26 @@ class FragmentView(BaseModel):
     """Of an orchestrator of many nodes; empty: this machine."""
 
 
+class DataUse(BaseModel):
+    site: str
+    learner: str
+    project: str
+    name: str
+    owner: str
+    state: str
+    source: str
+    commit: str | None
+    image: str | None
+    tags: list[str]
+    created: float
+    updates: int
+    bytes_out: int
+
+
+class DataUseList(BaseModel):
+    uses: list[DataUse]
+
+
 class FragmentList(BaseModel):
     fragments: list[FragmentView]
 

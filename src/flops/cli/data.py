@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from flops.cli.output import JsonFlag, print_json, print_table, say, size
+from flops.cli.output import JsonFlag, age, print_json, print_table, say, size
 
 _SITE_HELP = "The place whose data it is; each place is one learner."
 _ALPHA, _SHARDS = 0.5, 2
@@ -19,6 +19,7 @@ def register(app: typer.Typer) -> None:
         put
     )
     group.command("ls")(list_fragments)
+    group.command("uses")(uses)
     group.command("rm")(remove)
     group.command(
         "mock", epilog="Example:\n\nflops data mock mnist --sites 5 --partition dirichlet --alpha 0.3"
@@ -137,6 +138,39 @@ def mock(
     with manager() as client:
         fragments = client.mock_data(**request)["fragments"]
     _print(fragments, as_json=as_json)
+
+
+def uses(
+    site: Annotated[str | None, typer.Option(help="Only of this site's data.")] = None,
+    tag: Annotated[str | None, typer.Option(help="Only of data under this tag.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """List what ran on data: which code of whom, how many updates left the site, and their bytes."""
+    from flops.cli.session import manager
+
+    with manager() as client:
+        found = client.list_data_uses(site=site, tag=tag)["uses"]
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        ("site", "project", "owner", "state", "#updates", "#bytes out", "began", "commit", "source"),
+        [
+            (
+                one["site"],
+                one["project"],
+                one["owner"],
+                one["state"],
+                str(one["updates"]),
+                size(one["bytes_out"]),
+                age(one["created"]),
+                (one["commit"] or "-")[:12],
+                one["source"],
+            )
+            for one in found
+        ],
+        "nothing has run on these data yet",
+    )
 
 
 def _print(fragments: Sequence[Mapping[str, Any]], *, as_json: bool) -> None:

@@ -8,6 +8,7 @@ from flops.client.shapes import (
     AuditList,
     Confirmation,
     DataTagList,
+    DataUseList,
     EventList,
     FragmentList,
     FragmentView,
@@ -204,6 +205,13 @@ class Operations(ABC):
         """What is held under each data tag"""
         call = Call("GET", "/v1/data/tags")
         return cast(DataTagList, self._json(call))
+
+    def list_data_uses(
+        self, *, site: str | None = None, tag: str | None = None, limit: int | None = None
+    ) -> DataUseList:
+        """What ran on data: which code of whom, what left the site; engineers see their own projects"""
+        call = Call("GET", "/v1/data/uses", query={"site": site, "tag": tag, "limit": limit})
+        return cast(DataUseList, self._json(call))
 
     def list_events(self, project: str, *, after: int | None = None, limit: int | None = None) -> EventList:
         """Events so far, or (follow=true) as they happen"""
@@ -625,6 +633,13 @@ class AsyncOperations(ABC):
         """What is held under each data tag"""
         call = Call("GET", "/v1/data/tags")
         return cast(DataTagList, await self._json(call))
+
+    async def list_data_uses(
+        self, *, site: str | None = None, tag: str | None = None, limit: int | None = None
+    ) -> DataUseList:
+        """What ran on data: which code of whom, what left the site; engineers see their own projects"""
+        call = Call("GET", "/v1/data/uses", query={"site": site, "tag": tag, "limit": limit})
+        return cast(DataUseList, await self._json(call))
 
     async def list_events(
         self, project: str, *, after: int | None = None, limit: int | None = None

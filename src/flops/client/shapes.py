@@ -60,6 +60,26 @@ class DataTagList(TypedDict):
     tags: list[DataTag]
 
 
+class DataUse(TypedDict):
+    site: str
+    learner: str
+    project: str
+    name: str
+    owner: str
+    state: str
+    source: str
+    commit: str | None
+    image: str | None
+    tags: list[str]
+    created: float
+    updates: int
+    bytes_out: int
+
+
+class DataUseList(TypedDict):
+    uses: list[DataUse]
+
+
 class DeploymentView(TypedDict):
     """A model version that is served, in MLflow's scoring protocol and the Open Inference Protocol."""
 

@@ -529,6 +529,10 @@ class Manager:
                 one["size_bytes"] += fragment["size_bytes"]
         return [found[tag] | {"sites": sorted(found[tag]["sites"])} for tag in sorted(found)]
 
+    def uses_of_data(self, **wanted: Any) -> list[dict[str, Any]]:
+        """What ran on whose data; see `flops.manager.usage.uses_of_data`."""
+        return self._store.uses_of_data(**wanted)
+
     def drop_fragment(self, fragment: str) -> None:
         """Raises: NotFoundError: there is no such fragment."""
         self._call_data("data-drop", {"id": fragment})

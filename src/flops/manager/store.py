@@ -32,6 +32,7 @@ from flops.manager.states import (
     State,
     next_state,
 )
+from flops.manager.usage import uses_of_data
 from flops.persistence import reading, writing
 
 _TOLD_OF_STEPS = ("initial",)
@@ -296,6 +297,11 @@ class Store:
         self.on_change(project)
 
     # steps
+
+    def uses_of_data(self, **wanted: Any) -> list[dict[str, Any]]:
+        """See `flops.manager.usage.uses_of_data`."""
+        with reading(self._engine) as connection:
+            return uses_of_data(connection, **wanted)
 
     def steps(self, project: ProjectId) -> dict[str, dict[str, Any]]:
         """Results of the finished steps by name."""
