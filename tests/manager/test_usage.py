@@ -26,9 +26,10 @@ def fill(store: Store, clock: ManualClock) -> None:
         store.start_step(project, "data")
         learners = [Learner(LearnerId(f"learner-{at}"), at, site) for at, site in enumerate(sites, start=1)]
         store.finish_step(project, "data", {"tags": [tag]}, learners=learners)
+    both, one = {"learner-1": 0.1, "learner-2": 0.2}, {"learner-1": 0.1}
     reports = [
-        Report(seq, 1.0, EventKind.UPDATE_RECEIVED, {"round": seq, "learner": learner, "bytes": 100})
-        for seq, learner in enumerate(("learner-1", "learner-2", "learner-1"), start=1)
+        Report(1, 1.0, EventKind.ROUND_FINISHED, {"round": 1, "fit_s": both, "bytes_up": 200}),
+        Report(2, 2.0, EventKind.ROUND_FINISHED, {"round": 2, "fit_s": one, "bytes_up": 100}),
     ]
     store.accept_reports(FIRST, "aggregator", reports)
 

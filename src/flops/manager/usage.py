@@ -11,6 +11,7 @@ from flops.manager import tables
 from flops.manager.states import DATA, IMAGES
 
 _FETCH = "fetch"
+_ROUNDS = (EventKind.ROUND_FINISHED, EventKind.CLUSTER_ROUND)
 
 
 def uses_of_data(
@@ -79,14 +80,18 @@ def _results(connection: Connection, ids: list[str]) -> dict[tuple[str, str], di
 
 
 def _sent(connection: Connection, ids: list[str]) -> dict[tuple[str, str], tuple[int, int]]:
-    """Updates of learners that their aggregators took, and the bytes of them."""
+    """Updates of learners that were made use of, and their bytes: updates of one round are of one size."""
     table = tables.events
     query = sa.select(table.c.project, table.c.data).where(
-        table.c.project.in_(ids), table.c.kind == EventKind.UPDATE_RECEIVED.value
+        table.c.project.in_(ids), table.c.kind.in_([kind.value for kind in _ROUNDS])
     )
     found: dict[tuple[str, str], tuple[int, int]] = {}
     for row in connection.execute(query):
-        of = (row.project, str(row.data.get("learner")))
-        count, size = found.get(of, (0, 0))
-        found[of] = (count + 1, size + int(row.data.get("bytes") or 0))
+        learners = (
+            row.data.get("fit_s") or {}
+        )  # of a root's rounds over clusters: those, which are no learners
+        for learner in learners:
+            count, size = found.get((row.project, learner), (0, 0))
+            one = int(row.data.get("bytes_up") or 0) // len(learners)
+            found[row.project, learner] = (count + 1, size + one)
     return found
