@@ -174,10 +174,11 @@ def postgres_server() -> Iterator[PostgresServer]:
 
 
 def _as_nobody() -> list[str]:
-    """PostgreSQL refuses to run as root."""
-    if os.geteuid() != 0:
-        return []
-    return ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--"]
+    """PostgreSQL refuses to run as root; and it ends with us, should we be killed."""
+    command = ["setpriv", "--pdeathsig=QUIT"]
+    if os.geteuid() == 0:
+        command += ["--reuid=nobody", "--regid=nogroup", "--clear-groups"]
+    return [*command, "--"]
 
 
 def _hand_over(*paths: Path) -> None:
