@@ -15,6 +15,8 @@ def test_every_error_has_its_own_stable_code() -> None:
         "not-found",
         "conflict",
         "unauthorized",
+        "forbidden",
+        "too-many-requests",
         "unavailable",
         "failed",
     }

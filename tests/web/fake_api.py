@@ -54,6 +54,11 @@ def _pieces(value: Any) -> Iterator[bytes]:
         yield json.dumps(value).encode()
 
 
+ALL = [
+    f"{area}:{right}"
+    for area in ("projects", "models", "data", "nodes", "users", "tokens", "audit")
+    for right in ("read", "write")
+]
 HOSTILE = "<script>alert('x')</script>\x1b[31m\u202e\"' onload=x"
 
 
@@ -199,7 +204,7 @@ def full(words: str = "scans") -> FakeApi:
     }
     return FakeApi(
         {
-            "GET /v1/me": {"user": words, "role": "admin", "teams": [words], "scopes": [words]},
+            "GET /v1/me": {"user": words, "role": "admin", "teams": [words], "scopes": [words, *ALL]},
             "GET /v1/projects": {"projects": [project(words=words)], "next": None},
             "GET /v1/projects/p-7k2mqd": project(words=words),
             "GET /v1/projects/p-7k2mqd/events": after,
@@ -226,7 +231,7 @@ def empty() -> FakeApi:
     """An API where nothing has happened yet."""
     return FakeApi(
         {
-            "GET /v1/me": {"user": "admin", "role": "admin", "teams": [], "scopes": []},
+            "GET /v1/me": {"user": "admin", "role": "admin", "teams": [], "scopes": list(ALL)},
             "GET /v1/projects": {"projects": [], "next": None},
             "GET /v1/models": {"models": []},
             "GET /v1/data/tags": {"tags": []},

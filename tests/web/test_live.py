@@ -52,6 +52,21 @@ def test_a_stream_ends_where_the_right_to_see_does() -> None:
     assert asyncio.run(work())[-1].startswith("event: reload")
 
 
+def test_a_stream_waits_where_too_much_was_asked() -> None:
+    told = [RefusedError(429, "too-many-requests", "slower"), None]
+
+    async def work() -> list[str]:
+        async def render() -> Mapping[str, str]:
+            if error := told.pop(0):
+                raise error
+            return {"a": "1"}
+
+        messages = changes(render, asyncio.Event(), asyncio.Event(), look_s=0.01)
+        return [await anext(messages) for _ in range(3)]
+
+    assert "regions" in asyncio.run(work())[-1]
+
+
 def test_a_stream_of_the_api_ends_for_the_api_when_its_reader_leaves() -> None:
     ended = asyncio.Event()
 

@@ -253,6 +253,30 @@ def test_pages_of_what_the_api_does_not_have_explain_themselves(visitor: NewVisi
     assert "Ask an admin" in run(visitor(api).get("/audit")).text
 
 
+def test_what_one_may_not_do_is_not_offered(visitor: NewVisitor) -> None:
+    api = full()
+    api.answers["GET /v1/me"] |= {"scopes": ["projects:read", "data:read"]}
+    assert "Stop…" not in run(visitor(api).get(PROJECT)).text
+    assert "/new" not in run(visitor(api).get("/")).text
+    assert 'href="/audit"' not in run(visitor(api).get("/")).text
+    assert "/delete" not in run(visitor(api).get("/data")).text
+
+
+def test_whoever_sees_no_projects_begins_with_the_data(visitor: NewVisitor) -> None:
+    api = full()
+    api.answers["GET /v1/me"] |= {"scopes": ["data:read"]}
+    assert run(visitor(api).get("/")).headers["location"] == "/data"
+
+
+def test_what_is_refused_leaves_the_way_to_other_pages_open(visitor: NewVisitor) -> None:
+    api = full()
+    api.problem("GET /v1/projects", 403, "you may not")
+    answer = run(visitor(api).get("/projects"))
+    assert answer.status_code == 403
+    assert "you may not" in answer.text
+    assert 'href="/data"' in answer.text
+
+
 def test_an_unknown_page_says_so(visitor: NewVisitor) -> None:
     answer = run(visitor(full()).get("/nowhere"))
     assert answer.status_code == 404

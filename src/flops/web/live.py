@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import suppress
 
@@ -16,8 +17,11 @@ from starlette.responses import StreamingResponse
 from flops.web.call import Api, RefusedError
 
 Render = Callable[[], Awaitable[Mapping[str, str]]]
-_TOGETHER_S = 0.1
+_TOGETHER_S = 0.05
 """Events within it are shown at once: a person does not see the difference, a browser does."""
+_SPACE_S = 0.3
+"""Between two looks, of which each is a few requests of the person's."""
+_BUSY = (429, 503)
 _LOOK_S = 2.0
 _HEARTBEAT = ": still here\n\n"
 _RETRY = "retry: 1000\n\n"
@@ -33,9 +37,14 @@ async def changes(
     yield _RETRY
     while not closing.is_set():
         woken.clear()
+        looked = time.monotonic()
         try:
             regions = await render()
-        except RefusedError:
+        except RefusedError as error:
+            if error.status in _BUSY:
+                yield _HEARTBEAT
+                await _any_of(closing, timeout_s=look_s)
+                continue
             yield "event: reload\ndata: {}\n\n"
             return
         digests = {name: _digest(html) for name, html in regions.items()}
@@ -47,7 +56,7 @@ async def changes(
             yield _HEARTBEAT
         await _any_of(woken, closing, timeout_s=look_s)
         if woken.is_set():
-            await _any_of(closing, timeout_s=_TOGETHER_S)
+            await _any_of(closing, timeout_s=max(_TOGETHER_S, looked + _SPACE_S - time.monotonic()))
 
 
 def _digest(html: str) -> bytes:

@@ -132,8 +132,13 @@ class Visit:
         return _known(self.request) | {
             "who": self.who,
             "csrf": csrf_of(self.token),
-            "is_admin": self.who.get("role") == "admin",
+            "may": self.may,
         }
+
+    def may(self, scope: str) -> bool:
+        """What there is no use in offering is not offered; to refuse it is the API's matter."""
+        scopes = self.who.get("scopes")
+        return scopes is None or scope in scopes
 
     def go(self, path: str, said: str = "") -> Response:
         """Look at another page; ``said`` is one of the sentences above."""
@@ -155,8 +160,8 @@ def signed_in(handler: Handler) -> Callable[[Request], Awaitable[Response]]:
         if request.method not in ("GET", "HEAD"):
             form = Form(await fields_of(request))
             check_form(request, token, request.headers.get(CSRF_HEADER) or form.one(CSRF_FIELD))
-        who = await who_is(request, token)
-        return await handler(Visit(request, token, who, form))
+        visit = request.state.visit = Visit(request, token, await who_is(request, token), form)
+        return await handler(visit)
 
     return checked
 
@@ -176,7 +181,9 @@ async def problem_page(request: Request, status: int, detail: str) -> Response:
     title = {403: "Not allowed", 404: "Not found", 409: "Not now", 422: "Not possible", 503: "Not available"}
     template = _TEMPLATES.get_template("problem.html")
     values = {"title": title.get(status, "That did not work"), "detail": words.clean(detail, 2000)}
-    return HTMLResponse(template.render(**_known(request), **values, status=status), status)
+    visit = getattr(request.state, "visit", None)
+    known = visit.known() if isinstance(visit, Visit) else _known(request)
+    return HTMLResponse(template.render(**known, **values, status=status), status)
 
 
 def render(request: Request, template: str, **values: Any) -> str:

@@ -25,6 +25,8 @@ def routes() -> list[Route]:
 
 @signed_in
 async def _list(visit: Visit) -> Response:
+    if visit.request.url.path == "/" and not visit.may("projects:read"):
+        return visit.go("/data")
     found = await _look(visit)
     return visit.page("projects.html", **found)
 
