@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
@@ -35,7 +35,8 @@ def test_a_manager_without_its_recorder_lives_and_is_not_ready(own_manager: "Man
     for process in recorders:
         process.suspend()  # its keeper must not start it again while we look
         process.kill()
-    deadline, seen = time.monotonic() + 10, {}
+    deadline = time.monotonic() + 10
+    seen: dict[str, Any] = {}
     while not seen and time.monotonic() < deadline:
         answer = client.get("/v1/ready")
         if answer.status_code == 503:
