@@ -166,6 +166,21 @@ def full(words: str = "scans") -> FakeApi:
         "node": words,
     }
     tag = {"tag": words, "sites": [words], "fragments": 1, "num_examples": 10, "size_bytes": 1000}
+    use = {
+        "site": words,
+        "learner": words,
+        "project": words,
+        "name": words,
+        "owner": words,
+        "state": words,
+        "source": words,
+        "commit": words,
+        "image": None,
+        "tags": [words],
+        "created": 1000.0,
+        "updates": 2,
+        "bytes_out": 1000,
+    }
     node = {
         "name": words,
         "platform": words,
@@ -213,6 +228,7 @@ def full(words: str = "scans") -> FakeApi:
             f"GET /v1/models/{words}": {"name": words, "versions": [model]},
             "GET /v1/data/tags": {"tags": [tag]},
             "GET /v1/data/fragments": {"fragments": [fragment]},
+            "GET /v1/data/uses": {"uses": [use]},
             "GET /v1/nodes": {"nodes": [node]},
             "GET /v1/users": {"users": [user]},
             "GET /v1/tokens": {"tokens": [token]},

@@ -9,7 +9,7 @@ from starlette.routing import Route
 from flops.web.call import RefusedError
 from flops.web.page import Visit, signed_in
 
-_MOST_SHOWN = 500
+_MOST_SHOWN, _MOST_USES = 500, 200
 _MOCKED = "mock-"
 
 
@@ -29,9 +29,10 @@ async def _page(visit: Visit) -> Response:
 
 async def _held(visit: Visit) -> dict[str, Any]:
     wanted = visit.query.get("tag", "")
-    tags, found = await asyncio.gather(
+    tags, found, uses = await asyncio.gather(
         visit.api.get("data", "tags"),
         visit.api.get("data", "fragments", tag=[wanted] if wanted else None),
+        visit.api.find("data", "uses", tag=wanted or None, limit=_MOST_USES),
     )
     fragments = sorted(found["fragments"], key=lambda one: (one["site"], -one["created"]))
     if not wanted:  # what projects mocked for themselves is shown under its own tag
@@ -41,6 +42,11 @@ async def _held(visit: Visit) -> dict[str, Any]:
         "mocked": [one for one in tags["tags"] if one["tag"].startswith(_MOCKED)],
         "wanted": wanted,
         "fragments": fragments[:_MOST_SHOWN],
+        "uses": [
+            one
+            for one in (uses["uses"] if uses else [])
+            if wanted or not one["tags"] or not all(tag.startswith(_MOCKED) for tag in one["tags"])
+        ],
         "not_shown": max(0, len(fragments) - _MOST_SHOWN),
     }
 

@@ -142,11 +142,13 @@ function disconnect() {
 }
 
 function away(is) {
-  clearTimeout(lost);
   const told = one(".away");
-  if (!is) told?.remove();
-  else if (!told)
-    lost = setTimeout(() => {
+  if (!is) {
+    clearTimeout(lost);
+    lost = undefined;
+    told?.remove();
+  } else if (!told)
+    lost ??= setTimeout(() => {
       const note = document.createElement("p");
       note.className = "away";
       note.setAttribute("role", "status");
