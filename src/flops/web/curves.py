@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 _MOST_POINTS = 600
-_MOST_MARKS = 120
+_MOST_MARKS = 80
 _TICKS = 4
 _PLAIN = re.compile(r"-?[0-9]+\.[0-9]+")
 _DIVERGED = 1e100

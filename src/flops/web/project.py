@@ -36,6 +36,7 @@ _REGIONS: Mapping[str, tuple[str, ...]] = {
 }
 _PAUSABLE = frozenset({"submitted", "preparing", "deploying", "training"})
 _TAIL = 400
+_MOST_ROUNDS, _MOST_ROUNDS_LIVE = 200, 40
 _MOST_LOG_CHARACTERS = 200_000
 
 
@@ -166,8 +167,9 @@ class View:
 
     @property
     def rounds(self) -> list[Any]:
-        """The newest first."""
-        return self.picture.rounds[:-201:-1]
+        """The newest first; few while they change all the time, because each change sends them."""
+        most = _MOST_ROUNDS if self.resting else _MOST_ROUNDS_LIVE
+        return self.picture.rounds[: -most - 1 : -1]
 
     def shape(self, state: str) -> str:
         return topology.shape_of(state)
