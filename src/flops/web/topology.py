@@ -25,7 +25,7 @@ SHAPES: Mapping[str, str] = {
 _MOST_NAMED = 40
 _MOST_MARKS = 2000
 _ROW, _GAP = 29.0, 14.0
-_COLUMNS = 20
+_COLUMNS = 14
 _MARK = 15.0
 _ROOT_X, _STEP_X = 62.0, 152.0
 
@@ -76,7 +76,7 @@ def topology(
     depth = _depth(root)
     learner_x = _ROOT_X + depth * _STEP_X
     height = _place(root, 16.0, named)
-    width = learner_x + (112.0 if named else _COLUMNS * _MARK + 90)
+    width = learner_x + (112.0 if named else _COLUMNS * _MARK + 10)
     lines: list[Markup] = []
     marks: list[Markup] = []
     _draw(root, 0, learner_x, named, lines, marks)
