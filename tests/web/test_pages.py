@@ -245,6 +245,15 @@ def test_a_path_of_the_page_cannot_reach_another_route_of_the_api(visitor: NewVi
     assert run(who.get("/projects/..%2Fme")).status_code == 404
 
 
+@pytest.mark.parametrize("name", ["nonsense", "p-", "p-7k2mqd%0a", "..", "P-7K2MQD"])
+def test_what_is_no_project_is_not_found(visitor: NewVisitor, name: str) -> None:
+    who = visitor(full())
+    assert run(who.get(f"/projects/{name}")).status_code in (200, 404)  # ".." is the list
+    assert run(who.post(f"/projects/{name}/stop")).status_code in (404, 405)
+    assert run(who.get(f"/compare?id={name}")).status_code == 404
+    assert who.api.changes() == []
+
+
 def test_pages_of_what_the_api_does_not_have_explain_themselves(visitor: NewVisitor) -> None:
     api = full()
     for name in ("users", "tokens", "audit"):

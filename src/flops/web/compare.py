@@ -7,12 +7,9 @@ from typing import Any
 from starlette.responses import Response
 from starlette.routing import Route
 
-from flops.core.errors import InvalidInputError
-from flops.core.ids import project_id
 from flops.web import words
-from flops.web.call import RefusedError
 from flops.web.curves import Series, chart
-from flops.web.page import Visit, signed_in
+from flops.web.page import Visit, checked_project, signed_in
 from flops.web.picture import Picture
 
 _MOST = 6
@@ -31,10 +28,7 @@ async def _page(visit: Visit) -> Response:
         offered = [one for one in offered if one["rounds_done"]]
         return visit.page("compare.html", offered=offered, shown=[], asked=[], most=_MOST)
     for name in asked:
-        try:
-            project_id(name)
-        except InvalidInputError as error:
-            raise RefusedError(404, "not-found", str(error)) from error
+        checked_project(name)
     shown = await asyncio.gather(*(_one(visit, name) for name in asked[:_MOST]))
     return visit.page(
         "compare.html",

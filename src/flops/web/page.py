@@ -18,6 +18,8 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response, Stream
 from starlette.types import ASGIApp
 
 from flops import __version__
+from flops.core.errors import InvalidInputError
+from flops.core.ids import project_id
 from flops.web import words
 from flops.web.call import Api, RefusedError
 from flops.web.picture import Pictures
@@ -53,6 +55,14 @@ class House:
     codes: Codes = field(default_factory=Codes)
     closing: asyncio.Event = field(default_factory=asyncio.Event)
     api: ASGIApp | None = None
+
+
+def checked_project(name: str) -> str:
+    """Raises: RefusedError: that is no id of a project."""
+    try:
+        return project_id(name)
+    except InvalidInputError as error:
+        raise RefusedError(404, "not-found", str(error)) from error
 
 
 def house_of(request: Request) -> House:

@@ -15,13 +15,11 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
-from flops.core.errors import InvalidInputError
-from flops.core.ids import project_id
 from flops.web import topology, words
 from flops.web.call import RefusedError
 from flops.web.curves import Series, chart
 from flops.web.live import changes, stream, wake_on_events
-from flops.web.page import Visit, signed_in
+from flops.web.page import Visit, checked_project, signed_in
 from flops.web.picture import RESTING, Picture
 from flops.web.told import Told, tell
 
@@ -206,11 +204,7 @@ class View:
 
 
 async def _view(visit: Visit, tab: str) -> View:
-    name = visit.path["project"]
-    try:
-        project_id(name)
-    except InvalidInputError as error:
-        raise RefusedError(404, "not-found", str(error)) from error
+    name = checked_project(visit.path["project"])
     found = await visit.api.get("projects", name)
     picture = await visit.house.pictures.of(visit.api, name)
     logs: Mapping[str, str] = {}
@@ -299,8 +293,7 @@ async def _spec_file(visit: Visit) -> Response:
 
 @signed_in
 async def _act(visit: Visit) -> Response:
-    name, action = visit.path["project"], visit.path["action"]
-    project_id(name)
+    name, action = checked_project(visit.path["project"]), visit.path["action"]
     here = f"/projects/{name}"
     match action:
         case "stop":
