@@ -56,6 +56,10 @@ def test_stages_tell_where_a_project_failed() -> None:
     assert [one["state"] for one in picture.stages(now=10.0)][:3] == ["done", "failed", "pending"]
 
 
+def test_a_project_of_which_nothing_was_told_yet_has_stages() -> None:
+    assert [one["state"] for one in Picture().stages(now=1.0)] == ["current", *["pending"] * 5]
+
+
 def test_stages_of_a_finished_project_are_all_done_and_their_times_add_up() -> None:
     states = ("submitted", "preparing", "deploying", "training", "packaging", "finished")
     picture = picture_of(in_order(*(("project.state", {"state": one}) for one in states)))

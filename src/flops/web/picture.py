@@ -222,7 +222,7 @@ class Picture:
     def stages(self, now: float) -> list[dict[str, Any]]:
         """The way from submission to the end: each stage with its state and the time spent in it."""
         spent: dict[str, float] = {}
-        for (state, begun), (_, ended) in zip(self.turns, [*self.turns[1:], ("", now)], strict=True):
+        for (state, begun), (_, ended) in zip(self.turns, [*self.turns[1:], ("", now)], strict=False):
             spent[state] = spent.get(state, 0.0) + ended - begun
         passed = [state for state, _ in self.turns if state in STAGES]
         last = passed[-1] if passed else "submitted"
