@@ -62,6 +62,30 @@ def test_the_migrations_make_exactly_the_tables_of_the_code(settings: Settings) 
     engine.dispose()
 
 
+def test_one_view_is_of_one_moment_in_its_thread_and_ends(store: Store, project: ProjectId) -> None:
+    seen: list[int] = []
+
+    def look() -> None:
+        seen.append(len(store.events(project)))
+
+    def add() -> None:
+        store.add_event(project, EventKind.WARNING, {"message": "x"})
+        look()
+
+    with store.one_view():
+        look()
+        with store.one_view():
+            look()
+        other = threading.Thread(target=add)
+        other.start()
+        other.join()
+        look()
+        with pytest.raises(AssertionError, match="would not be seen"):
+            store.add_event(project, EventKind.WARNING, {"message": "y"})
+    look()
+    assert seen == [1, 1, 2, 1, 2]
+
+
 def test_projects_begin_in_the_order_in_which_they_came_as_many_as_may_run(
     store: Store, clock: ManualClock
 ) -> None:

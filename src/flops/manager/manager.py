@@ -222,19 +222,19 @@ class Manager:
 
     def project(self, project: ProjectId) -> dict[str, Any]:
         """Raises: NotFoundError: there is no such project."""
-        row = self._store.project(project)
-        statuses = self._statuses(project)
-        return project_view(
-            row,
-            steps=self._store.steps(project),
-            learners=self._store.learners(project),
-            clusters=self._store.clusters(project),
-            models=self._store.models(project),
-            services=self._store.services(project),
-            statuses=statuses,
-            deployment=self._inference.view(project, statuses),
-            ui_url=self._support.ui_url(),
-        )
+        statuses, ui_url = self._statuses(project), self._support.ui_url()
+        with self._store.one_view():
+            return project_view(
+                self._store.project(project),
+                steps=self._store.steps(project),
+                learners=self._store.learners(project),
+                clusters=self._store.clusters(project),
+                models=self._store.models(project),
+                services=self._store.services(project),
+                statuses=statuses,
+                deployment=self._inference.view(project, statuses),
+                ui_url=ui_url,
+            )
 
     def page(self, wanted: Wanted) -> Page:
         """Projects as one line shows them, the newest first.

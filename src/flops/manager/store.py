@@ -5,6 +5,7 @@ transaction, safe to call from any thread; ``on_change`` is called after the com
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import sqlalchemy as sa
@@ -33,7 +34,7 @@ from flops.manager.states import (
     next_state,
 )
 from flops.manager.usage import uses_of_data
-from flops.persistence import reading, writing
+from flops.persistence import one_view, reading, writing
 
 _TOLD_OF_STEPS = ("initial",)
 """What of a step's result stands in its event."""
@@ -62,6 +63,10 @@ class Store:
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def one_view(self) -> AbstractContextManager[None]:
+        """What this thread reads inside is of one moment; see `flops.persistence.one_view`."""
+        return one_view(self._engine)
 
     # projects
 

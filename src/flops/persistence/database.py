@@ -4,6 +4,7 @@ written. What the two engines do differently is in `sqlite` and `postgresql`.
 
 import json
 import math
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -91,15 +92,49 @@ def revisions() -> list[str]:
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """One consistent view of the database.
+    """One consistent view of the database; inside of `one_view`, that one.
 
     Raises:
         DiskFullError: the database needs space and there is none.
         DatabaseAwayError: it does not answer.
     """
+    if (view := _views.get(engine)) is not None:
+        yield view
+        return
     options = _adapter(engine).READING
     with _told(engine), engine.execution_options(**options).begin() as connection:
         yield connection
+
+
+@contextmanager
+def one_view(engine: sa.Engine) -> Iterator[None]:
+    """Whatever this thread reads inside is of one moment, and costs one transaction; it must not write."""
+    with reading(engine) as connection:
+        before = _views.get(engine)
+        _views.set(engine, connection)
+        try:
+            yield
+        finally:
+            _views.set(engine, before)
+
+
+class _Views(threading.local):
+    """The connections of this thread's `one_view`."""
+
+    def __init__(self) -> None:
+        self._open: dict[int, sa.Connection | None] = {}
+
+    def get(self, engine: sa.Engine) -> sa.Connection | None:
+        return self._open.get(id(engine))
+
+    def set(self, engine: sa.Engine, connection: sa.Connection | None) -> None:
+        if connection is None:
+            self._open.pop(id(engine), None)
+        else:
+            self._open[id(engine)] = connection
+
+
+_views = _Views()
 
 
 @contextmanager
@@ -113,6 +148,7 @@ def writing(engine: sa.Engine, *, patient: bool = False) -> Iterator[sa.Connecti
         DatabaseAwayError: the database does not answer. Where it went away during the commit, the
             transaction may have come about.
     """
+    assert _views.get(engine) is None, "what is written would not be seen by the view that is open"
     options = {**_adapter(engine).WRITING, "writes": True, "patient": patient}
     with _told(engine), engine.execution_options(**options).begin() as connection:
         yield connection
