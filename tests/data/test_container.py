@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +155,15 @@ def test_the_manager_reaches_a_node_over_tls_and_agents_of_the_node_its_socket(
 def test_a_first_process_ends_when_it_is_told_to(contained: Contained) -> None:
     assert contained.stop() == 0
     assert not contained.socket.exists()
+
+
+def test_first_processes_that_are_told_to_as_soon_as_they_listen_end(
+    new_home: Callable[[], Path], contained: Contained
+) -> None:
+    """A signal that comes before it is waited for is not lost: in one of five it was."""
+    with ThreadPoolExecutor(4) as pool:
+        codes = list(pool.map(lambda home: Contained(home).stop(), [new_home() for _ in range(12)]))
+    assert codes == [0] * 12
 
 
 @pytest.mark.parametrize(

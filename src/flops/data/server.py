@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -212,9 +213,13 @@ def _guarded(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a data server until a signal ends it; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    # Blocked before gRPC starts its threads, so that only `sigwait` below ever sees them.
-    signals = {signal.SIGTERM, signal.SIGINT}
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    # Not blocked and waited for: threads of libraries, which are there already, would take them, and in the
+    # first process of a container they would be lost there.
+    told, telling = socket.socketpair()
+    telling.setblocking(False)
+    signal.set_wakeup_fd(telling.fileno(), warn_on_full_buffer=False)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     os.umask(0o077)
     try:
         config = _config(arguments)
@@ -227,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _write_whole(Path(config.ready_file), ready)
     print(ready, flush=True)  # noqa: T201
     _log.info("%d fragments below '%s'", len(store.list()), config.root)
-    received = signal.Signals(signal.sigwait(signals))
+    received = signal.Signals(told.recv(1)[0])
     _log.info("ends on %s", received.name)
     # Flight's shutdown waits for open calls; a client that stands still must not keep the server alive.
     stoppers = [threading.Thread(target=server.shutdown, daemon=True) for server in servers]
