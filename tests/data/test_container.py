@@ -161,8 +161,16 @@ def test_first_processes_that_are_told_to_as_soon_as_they_listen_end(
     new_home: Callable[[], Path], contained: Contained
 ) -> None:
     """A signal that comes before it is waited for is not lost: in one of five it was."""
+
+    def start_and_stop(home: Path) -> int:
+        server = Contained(home)
+        try:
+            return server.stop()
+        finally:
+            server.close()
+
     with ThreadPoolExecutor(4) as pool:
-        codes = list(pool.map(lambda home: Contained(home).stop(), [new_home() for _ in range(12)]))
+        codes = list(pool.map(start_and_stop, [new_home() for _ in range(12)]))
     assert codes == [0] * 12
 
 
