@@ -613,6 +613,7 @@ def test_next_manager_adopts_what_runs_and_learns_what_ended(
     second = open_swarm()
 
     assert second.list()[0] == before[0]
+    _wait(lambda: second.list()[1].state != "running")  # its node tells the swarm some time after the end
     ended = second.list()[1]
     assert (ended.state, ended.exit_code, ended.reason) == ("failed", 3, "exit code 3")
     assert second.logs(B) == "here\n"
