@@ -60,7 +60,7 @@ def login(
     """Talk to a manager elsewhere from now on; its token is asked for, or read from FLOPS_TOKEN."""
     from flops.cli.launch import settings_here
     from flops.cli.login import ask_for_authority, fingerprint, keep
-    from flops.cli.session import client_of
+    from flops.client import Client
     from flops.client.login import Login, checked_url
 
     address = checked_url(url)
@@ -70,7 +70,7 @@ def login(
         _compare(fingerprint(authority), trust)
     token = os.environ.get("FLOPS_TOKEN") or _asked("token", hidden=True)
     found = Login(address, token.strip(), authority)
-    with client_of(found) as client:
+    with Client(found.url, found.token, found.ca) as client:
         said = client.me()
     keep(settings_here(), found)
     if as_json:

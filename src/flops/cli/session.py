@@ -14,7 +14,6 @@ from flops.core.ids import project_id
 
 if TYPE_CHECKING:
     from flops.client import Client
-    from flops.client.login import Login
 
 
 def _checked(given: str | list[str]) -> str | list[str]:
@@ -29,13 +28,6 @@ def _checked(given: str | list[str]) -> str | list[str]:
 _HELP = "A project's id, such as p-7k2mqd (see 'flops ls')."
 ProjectArgument = Annotated[str, typer.Argument(metavar="ID", help=_HELP, callback=_checked)]
 ProjectArguments = Annotated[list[str], typer.Argument(metavar="ID...", help=_HELP, callback=_checked)]
-
-
-def client_of(login: "Login") -> "Client":
-    """A client of a manager elsewhere."""
-    from flops.client import Client
-
-    return Client(login.url, login.token, login.ca)
 
 
 def manager() -> "Client":

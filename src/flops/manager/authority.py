@@ -106,6 +106,17 @@ class Authority:
         write_private_json(file, {"addresses": wanted, "client": client, **asdict(issued)})
         return issued
 
+    def issue_files(
+        self, name: str, service: str, addresses: Sequence[str] = (), *, client: bool = False
+    ) -> tuple[Path, Path]:
+        """A new certificate and its key, as PEM files beside the authority's own."""
+        issued = self.issue(service, addresses, client=client)
+        folder = self.certificate_file.parent
+        files = folder / f"{name}.pem", folder / f"{name}.key"
+        for file, content in zip(files, (issued.certificate, issued.key), strict=True):
+            write_private(file, content)
+        return files
+
     def _make(self) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
         certificate = (

@@ -126,11 +126,8 @@ class Home:
     def _with_certificate(self, listener: socket.socket, file: str, names: tuple[str, ...]) -> TlsListener:
         from flops.manager.authority import Authority  # managers of this machine alone need none of it
 
-        folder = self.settings.authority_dir
-        issued = Authority(folder).issue("FLOps manager", names)
-        certificate, key = folder / f"{file}.pem", folder / f"{file}.key"
-        write_private(certificate, issued.certificate)
-        write_private(key, issued.key)
+        authority = Authority(self.settings.authority_dir)
+        certificate, key = authority.issue_files(file, "FLOps manager", names)
         return TlsListener(listener, certificate, key, names)
 
     def announce(self, listener: socket.socket) -> str:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from flops.manager.grounds import (
     DATA_SOCKET,
     RUNTIME_PYTHON,
 )
-from flops.manager.paths import data_token_file, read_or_make_token, write_private
+from flops.manager.paths import data_token_file, read_or_make_token
 from flops.manager.ports import Ports
 from flops.manager.sources import Source
 from flops.manager.support import OWNER
@@ -94,7 +95,7 @@ class Nodes:
         """How the data servers are reached from this machine: fields of `Source`."""
         statuses = {status.name: status for status in self._orchestrator.list(OWNER)}
         found = []
-        authority, (cert, key) = self._authority.certificate_file, self._proof()
+        authority, (cert, key) = self._authority.certificate_file, self._proof
         for node in self._ready():
             status = statuses.get(_name(node))
             if status is not None and status.endpoint is not None:
@@ -102,15 +103,10 @@ class Nodes:
                 found.append(asdict(Source(node.name, location, str(authority), str(cert), str(key))))
         return found
 
+    @cached_property
     def _proof(self) -> tuple[Path, Path]:
-        """Files with which the manager proves itself to data servers."""
-        folder = self._settings.authority_dir
-        issued = self._authority.issue_once(folder / "data-client.json", "FLOps manager", client=True)
-        files = folder / "data-client.pem", folder / "data-client.key"
-        for file, content in zip(files, (issued.certificate, issued.key), strict=True):
-            if not file.exists() or file.read_text(encoding="ascii") != content:
-                write_private(file, content)
-        return files
+        """Files with which the manager proves itself to data servers; new ones for each manager."""
+        return self._authority.issue_files("data-client", "FLOps manager", client=True)
 
     def stop(self) -> None:
         """No data server is left; what they hold is."""
@@ -176,7 +172,7 @@ class Nodes:
         host = host.strip("[]")
         context = ssl.create_default_context(cadata=self._authority.certificate)
         context.set_alpn_protocols(["h2"])
-        context.load_cert_chain(*self._proof())
+        context.load_cert_chain(*self._proof)
         try:
             with (
                 socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT_S) as plain,

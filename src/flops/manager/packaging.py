@@ -9,14 +9,13 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from flops.core.clock import Clock
 from flops.core.disk import DiskFullError
 from flops.core.errors import FlopsError, InvalidInputError, NotFoundError
-from flops.core.events import EventKind
 from flops.core.ids import ProjectId
 from flops.core.settings import Settings
 from flops.manager.cancellation import Cancellation, Cancelled
@@ -184,13 +183,7 @@ class Packaging:
         """Run one step; its failure is its result, and a warning."""
         self._store.start_step(self._project, step)
         runner = self._step_runner(self._project)
-
-        def progress(message: str) -> None:
-            with suppress(DatabaseAwayError):  # not worth the step
-                self._store.add_event(
-                    self._project, EventKind.STEP_PROGRESS, {"step": step, "message": message}
-                )
-
+        progress = partial(self._store.add_progress, self._project, step)
         try:
             result = runner.run(step, request, progress, self._cancellation)
         except (DiskFullError, DatabaseAwayError):

@@ -6,11 +6,9 @@ thread, each other one in a thread and a step process of its own.
 
 import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from flops.core.events import EventKind
 from flops.core.ids import ProjectId
 from flops.core.settings import Settings
 from flops.manager import deployment
@@ -21,7 +19,6 @@ from flops.manager.states import CLUSTERS, DATA, IMAGES, INITIAL_MODEL, preparin
 from flops.manager.step_process import StepRunner
 from flops.manager.store import Store, Superseded
 from flops.orchestration import Orchestrator
-from flops.persistence import DatabaseAwayError
 
 
 def steps_of(project: Project, orchestrator: Orchestrator) -> dict[str, frozenset[str]]:
@@ -164,14 +161,11 @@ class Preparing:
                 "results": results,
                 "arguments": arguments,
             }
-            result = runner.run(step, request, partial(self._tell, step), cancellation)
+            progress = partial(self._store.add_progress, self._project, step)
+            result = runner.run(step, request, progress, cancellation)
         learners = deployment.learners_of(result["sites"]) if step == DATA else ()
         self._store.finish_step(
             self._project, step, result, learners=learners, clusters=result.get("clusters")
         )
         if step == IMAGES:
             self._orchestrator.expect(result["learner"])
-
-    def _tell(self, step: str, message: str) -> None:
-        with suppress(DatabaseAwayError):  # not worth the step
-            self._store.add_event(self._project, EventKind.STEP_PROGRESS, {"step": step, "message": message})

@@ -5,7 +5,7 @@ transaction, safe to call from any thread; ``on_change`` is called after the com
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from typing import Any
 
 import sqlalchemy as sa
@@ -34,10 +34,12 @@ from flops.manager.states import (
     next_state,
 )
 from flops.manager.usage import uses_of_data
-from flops.persistence import one_view, reading, writing
+from flops.persistence import DatabaseAwayError, one_view, reading, writing
 
 _TOLD_OF_STEPS = ("initial",)
 """What of a step's result stands in its event."""
+_TOLD_OF_STATES = ("rounds_total",)
+"""What of a project's columns stands in the event of the state that they changed with."""
 _OF_ONE_MODEL = (EXPORT, REGISTER, MODEL_IMAGE, DEPLOY)
 """Steps that an extended project goes through again."""
 
@@ -166,29 +168,41 @@ class Store:
         Args:
             running: so many projects run at the same time.
         """
+        with reading(self._engine) as connection:  # most looks change nothing, and many projects may wait
+            row = self._project(connection, project)
+            begins, reason = self._turn(connection, row, running)
+            if not begins and reason == row.reason:
+                return False
         table = tables.projects
-        busy = table.c.state.not_in([s.value for s in (*RESTING, State.SUBMITTED)])
         with writing(self._engine) as connection:
             row = self._project(connection, project)
             if row.state is not State.SUBMITTED:
                 return True
-            earlier = sa.or_(
-                table.c.created < row.created, sa.and_(table.c.created == row.created, table.c.id < row.id)
-            )
-            active = connection.execute(sa.select(sa.func.count()).where(busy)).scalar() or 0
-            waiting = sa.select(sa.func.count()).where(table.c.state == State.SUBMITTED.value, earlier)
-            before = connection.execute(waiting).scalar() or 0
-            begins = before < running - active
-            reason = f"{active} projects run, {before} wait before this one"
+            begins, reason = self._turn(connection, row, running)
             if begins:
-                self._move(connection, project, State.PREPARING, None)
-            elif reason != row.reason:
+                self._move(connection, project, next_state(row.state, Observation(begun=True)), None)
+            else:
                 connection.execute(sa.update(table).where(table.c.id == project).values(reason=reason))
         if begins:
             self.on_change(project)
         return begins
 
-    def _move(self, connection: Connection, project: ProjectId, state: State, reason: str | None) -> None:
+    def _turn(self, connection: Connection, row: Project, running: int) -> tuple[bool, str]:
+        """Whether it is a submitted project's turn, and why it is not."""
+        table = tables.projects
+        busy = table.c.state.not_in([s.value for s in (*RESTING, State.SUBMITTED)])
+        earlier = sa.or_(
+            table.c.created < row.created, sa.and_(table.c.created == row.created, table.c.id < row.id)
+        )
+        active = connection.execute(sa.select(sa.func.count()).where(busy)).scalar() or 0
+        waiting = sa.select(sa.func.count()).where(table.c.state == State.SUBMITTED.value, earlier)
+        before = connection.execute(waiting).scalar() or 0
+        return before < running - active, f"{active} projects run, {before} wait before this one"
+
+    def _move(
+        self, connection: Connection, project: ProjectId, state: State, reason: str | None, **more: Any
+    ) -> None:
+        """Write a state and its event; ``more`` are columns that change with it."""
         now = self._clock.now()
         connection.execute(
             sa.update(tables.projects)
@@ -198,10 +212,12 @@ class Store:
                 reason=reason,
                 updated=now,
                 finished=now if state in TERMINAL else None,
+                **more,
             )
         )
+        told = {key: more[key] for key in _TOLD_OF_STATES if key in more}
         self._add_event(
-            connection, project, EventKind.PROJECT_STATE, {"state": state.value, "reason": reason}
+            connection, project, EventKind.PROJECT_STATE, {"state": state.value, "reason": reason, **told}
         )
 
     def extend(self, project: ProjectId, rounds: int) -> State:
@@ -221,23 +237,13 @@ class Store:
             unit = "cycle" if mode == "hierarchical" else "round"
             reason = f"extended by {rounds} {unit}{'s' if rounds > 1 else ''}"
             if following is not row.state:
-                values |= {"finished": None, "cleaned": False, "tracking": None}
+                values |= {"cleaned": False, "tracking": None}
                 self._start_anew(connection, project)
             table = tables.steps
             connection.execute(
                 sa.delete(table).where(table.c.project == project, table.c.name.in_(_OF_ONE_MODEL))
             )
-            connection.execute(
-                sa.update(tables.projects)
-                .where(tables.projects.c.id == project)
-                .values(state=following.value, reason=reason, updated=self._clock.now(), **values)
-            )
-            self._add_event(
-                connection,
-                project,
-                EventKind.PROJECT_STATE,
-                {"state": following.value, "reason": reason, "rounds_total": values["rounds_total"]},
-            )
+            self._move(connection, project, following, reason, **values)
         self.on_change(project)
         return following
 
@@ -260,24 +266,8 @@ class Store:
                     tables.steps.c.project == project, tables.steps.c.finished.is_(None)
                 )
             )
-            connection.execute(
-                sa.update(tables.projects)
-                .where(tables.projects.c.id == project)
-                .values(
-                    state=following.value,
-                    reason=reason,
-                    updated=self._clock.now(),
-                    finished=None,
-                    cleaned=False,
-                    training=None if failed else row.training,
-                )
-            )
-            self._add_event(
-                connection,
-                project,
-                EventKind.PROJECT_STATE,
-                {"state": following.value, "reason": reason},
-            )
+            training = None if failed else row.training
+            self._move(connection, project, following, reason, cleaned=False, training=training)
         self.on_change(project)
         return following
 
@@ -314,6 +304,15 @@ class Store:
         query = sa.select(table).where(table.c.project == project, table.c.finished.is_not(None))
         with reading(self._engine) as connection:
             return {row.name: dict(row.result or {}) for row in connection.execute(query)}
+
+    def add_progress(self, project: ProjectId, step: str, message: str) -> None:
+        """Add what a running step says of itself; while the database is away it is lost, the step goes on.
+
+        Raises:
+            Superseded: the project was stopped or paused, or is at its end.
+        """
+        with suppress(DatabaseAwayError):
+            self.add_event(project, EventKind.STEP_PROGRESS, {"step": step, "message": message})
 
     def start_step(self, project: ProjectId, step: str) -> None:
         """Note that the step runs. Its event is written once, however often the step is repeated.
