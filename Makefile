@@ -27,7 +27,7 @@ check: $(STAMP) ## Format, lint, types, import rules, tests: what CI runs.
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --reruns 1 --max-suite-reruns 3 --rerun-show-tracebacks
 
 format: $(STAMP) ## Format the code and mend what ruff can mend.
 	$(BIN)/ruff format .
