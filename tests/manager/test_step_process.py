@@ -38,6 +38,15 @@ def test_a_rooms_error_arrives_as_what_it_is(process: StepProcess, tmp_path: Pat
     assert len(children()) == 1
 
 
+def test_steps_leave_the_processors_to_the_manager(process: StepProcess, tmp_path: Path) -> None:
+    request = {"home": str(tmp_path), "project": "p-222222", "spec": {"repo": ""}}
+    with pytest.raises(InvalidInputError):
+        process.run("fetch", request, print, Cancellation())
+
+    (child,) = children()
+    assert child.nice() == max(10, psutil.Process().nice())
+
+
 def test_any_other_error_is_told_with_its_name(process: StepProcess, tmp_path: Path) -> None:
     request = {"home": str(tmp_path), "project": "p-222222", "spec": {"repo": "/r"}}
     with pytest.raises(FailedError, match="step 'nonsense' failed: KeyError: 'nonsense'"):

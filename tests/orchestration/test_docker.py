@@ -250,6 +250,12 @@ def test_more_cpus_than_there_are_is_all_of_them(site: Site) -> None:
     assert site.details()["HostConfig"]["NanoCpus"] == orchestrator.nodes()[0].cpus * 10**9
 
 
+def test_containers_that_step_aside_weigh_less(site: Site) -> None:
+    site.open().deploy(shell("sleep 600", nice=10))
+
+    assert site.details()["HostConfig"]["CpuShares"] == 110  # of 1024; the kernel's own weight of nice 10
+
+
 # files and volumes
 def test_files_are_the_services_alone(site: Site, watch: Any) -> None:
     orchestrator = site.open()

@@ -134,6 +134,19 @@ def test_service_gets_its_environment_folder_log_and_a_session_of_its_own(
     assert orchestrator.logs(A) == f"blue {tmp_path / 'work'} True True [0, 1, 2]\n"
 
 
+def test_service_that_steps_aside_does_so_with_all_of_its_session(
+    open_processes: OpenProcesses, watch: Any
+) -> None:
+    orchestrator = open_processes()
+    history = watch(orchestrator)
+    script = "until [ $(nice) = 19 ]; do sleep 0.02; done; cat /proc/self/autogroup || echo nice 19"
+
+    orchestrator.deploy(spec("/bin/sh", "-c", script, nice=19))
+
+    history.until(A, "exited")
+    assert orchestrator.logs(A).endswith("nice 19\n")
+
+
 def test_secrets_in_specs_are_readable_by_the_owner_only(
     open_processes: OpenProcesses, tmp_path: Path
 ) -> None:

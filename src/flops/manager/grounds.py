@@ -38,6 +38,8 @@ MODEL = "model"
 ONNX = "onnx"
 """The kind of a deployment, and the file that says where its converted model is."""
 _PROGRAMS = {AGGREGATOR: "flops.federation.aggregator", AGENT: "flops.agent", MODEL: "flops.serving"}
+_NICE = {AGGREGATOR: 5, AGENT: 10, WORKER: 10}
+"""Training steps aside for the manager, for served models and for whoever else uses the machine."""
 _MODEL_RESTARTS = 1_000_000
 """A model is served for as long as its user wants it."""
 
@@ -224,6 +226,7 @@ class ProgramGround:
             ),
             role=service.role,
             project=project,
+            nice=_NICE[service.role],
             directory=ProjectPaths.of(self._settings, project).folder,
         )
 
@@ -338,6 +341,7 @@ class ImageGround:
                 command=_command(service.role),
                 role=service.role,
                 project=project,
+                nice=_NICE[service.role],
                 image=results[AGGREGATOR_IMAGE]["image"],
                 files=(
                     *self._files(config),
@@ -356,6 +360,7 @@ class ImageGround:
                 command=_command(service.role),
                 role=service.role,
                 project=project,
+                nice=_NICE[service.role],
                 image=images["runtime"],
                 files=(*self._files(config), *self._project_files(project, service)),
                 volumes=(seat, Volume(DATA_RUN_VOLUME, DATA_RUN)),
@@ -369,6 +374,7 @@ class ImageGround:
             ),
             role=service.role,
             project=project,
+            nice=_NICE[service.role],
             image=images["learner"],
             volumes=(seat,),
             node=learner.node,

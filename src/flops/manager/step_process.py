@@ -23,9 +23,12 @@ from flops.core.disk import DiskFullError, disk_full, is_full
 from flops.core.errors import BY_CODE, FailedError, FlopsError
 from flops.manager.cancellation import Cancellation
 from flops.manager.process_tree import kill_tree
+from flops.orchestration import step_aside
 
 Progress = Callable[[str], None]
 
+_NICE = 10
+"""Steps leave the processors to the manager, which is asked for the projects' progress meanwhile."""
 _LAST_LINES = 5
 _ATTEMPTS = 5
 # Not by -m: the package imports this module, which would then exist twice.
@@ -125,6 +128,7 @@ class StepProcess:
                     text=True,
                     start_new_session=True,
                 )
+            step_aside(self._process.pid, _NICE)
         return self._process
 
     def _ask(

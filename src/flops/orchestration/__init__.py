@@ -15,6 +15,7 @@ Promises of every adapter:
 """
 
 from flops.orchestration.fake import FakeOrchestrator
+from flops.orchestration.linux import step_aside
 from flops.orchestration.port import (
     LIVE_STATES,
     SECRETS,
@@ -46,4 +47,5 @@ __all__ = [
     "Subscription",
     "Volume",
     "deploy_in_place",
+    "step_aside",
 ]

@@ -288,6 +288,13 @@ def nano_cpus(spec: ServiceSpec, cpus: int) -> int | None:
     return None if spec.cpus is None else int(min(spec.cpus, cpus) * 1_000_000_000)
 
 
+def cpu_shares(spec: ServiceSpec) -> int:
+    """The weight of a container's processes among those of others, 1024 as a rule: as the kernel weighs
+    `ServiceSpec.nice`, a quarter more for each step.
+    """
+    return max(2, round(1024 * 1.25**-spec.nice))
+
+
 def images_only(spec: ServiceSpec) -> str:
     """The image of a service.
 

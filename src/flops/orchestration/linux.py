@@ -44,6 +44,20 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 
+def step_aside(leader: int, nice: int) -> None:
+    """Let the processes of a new session leave the processors to others, like nice(1); a hint.
+
+    The value of a process counts only against processes of its own session where the kernel groups those
+    (sched(7), "the autogroup feature"), so the session's group gets it as well.
+    """
+    if nice == 0:
+        return
+    with contextlib.suppress(OSError):  # it has ended, or the kernel has no such groups
+        nice = max(nice, os.getpriority(os.PRIO_PROCESS, leader))
+        os.setpriority(os.PRIO_PROCESS, leader, nice)
+        Path(f"/proc/{leader}/autogroup").write_text(str(nice))
+
+
 @dataclass(frozen=True)
 class _Stat:
     """The fields we need of proc_pid_stat(5)."""

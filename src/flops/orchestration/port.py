@@ -85,7 +85,8 @@ class ServiceSpec:
         name: unique on the orchestrator, at most 60 of a-z, 0-9 and '-' (it names files, containers,
         pods). command: program and arguments; never a shell line. role: what it is to its project, such
         as ``aggregator`` or ``agent``. project: the project it belongs to; a name of your choice for
-        services of the manager itself. environment: added to what the platform gives; may hold secrets,
+        services of the manager itself. nice: how far it steps aside for whoever else wants the processors of
+        its machine, as in nice(1), 0 to 19. environment: added to what the platform gives; may hold secrets,
         adapters keep it private. directory: working directory; None: the platform's choice. restart:
         ``on-failure`` tries again, with growing pauses, after an end that was neither code 0 nor
             asked for.
@@ -109,6 +110,7 @@ class ServiceSpec:
     directory: Path | None = None
     restart: Literal["never", "on-failure"] = "never"
     max_restarts: int = 3
+    nice: int = 0
     image: str | None = None
     files: tuple[File, ...] = ()
     volumes: tuple[Volume, ...] = ()
@@ -130,6 +132,8 @@ class ServiceSpec:
             raise InvalidInputError(
                 f"service {self.name} has max_restarts {self.max_restarts} - use 0 or more"
             )
+        if not 0 <= self.nice <= 19:
+            raise InvalidInputError(f"service {self.name} has nice {self.nice} - use 0 to 19")
         if self.port is not None and not 1 <= self.port <= 65535:
             raise InvalidInputError(f"service {self.name} cannot listen on port {self.port} - use 1 to 65535")
         if self.publish and self.port is None:

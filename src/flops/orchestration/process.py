@@ -299,6 +299,7 @@ class ProcessOrchestrator:
             close_fds=True,
         )
         process.returncode = 0  # the pidfd waits from here on: Popen must neither reap it nor warn
+        linux.step_aside(process.pid, spec.nice)
         try:
             return process.pid, os.pidfd_open(process.pid)
         except OSError:  # no descriptor left: rather no service than one we cannot see

@@ -68,6 +68,7 @@ class Record:
                 "directory": None if spec.directory is None else str(spec.directory),
                 "restart": spec.restart,
                 "max_restarts": spec.max_restarts,
+                "nice": spec.nice,
                 "port": spec.port,
                 "publish": spec.publish,
             },

@@ -23,6 +23,7 @@ from flops.orchestration.containers import (
     Engine,
     Entry,
     Names,
+    cpu_shares,
     environment_of,
     memory_bytes,
     nano_cpus,
@@ -192,6 +193,8 @@ class ServiceContainers:
             host |= {"Memory": memory, "MemorySwap": memory}
         if (most := nano_cpus(spec, cpus)) is not None:
             host["NanoCpus"] = most
+        if spec.nice:
+            host["CpuShares"] = cpu_shares(spec)
         configuration: dict[str, Any] = {
             "Image": spec.image,
             "Hostname": spec.name,
