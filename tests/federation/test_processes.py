@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from flops.federation import AgentConfig, AggregatorConfig, Link, Member, Plan, ReportTo
+from flops.federation.tally import read_tally
 from flops_worker.tensors import Layout, read_layout, views, write
 
 MODEL_MANAGER = '''\
@@ -123,6 +124,7 @@ class Run:
                 code=str(code),
                 threads=1,
                 log=str(folder / f"{name}.out"),
+                tally=str(folder / f"{name}.tally"),
             ).write(folder / f"{name}.json")
             self.agents[name] = self._start("flops.agent", name)
         self.aggregator = self.start_aggregator()
@@ -192,6 +194,18 @@ def test_agents_end_by_themselves_when_the_training_is_over(run: Any) -> None:
     training.result()
     assert [agent.wait(10) for agent in training.agents.values()] == [0, 0, 0]
     assert len(training.reports("round.finished")) == 2
+
+
+def test_an_agent_counts_its_rounds_and_what_left_the_machine(run: Any) -> None:
+    training = run(rounds=2, rows=5000)  # updates above 64 KiB travel in parts
+    training.result()
+    assert [agent.wait(10) for agent in training.agents.values()] == [0, 0, 0]
+    model_bytes = 5000 * 40 * 4 + 7 * 8
+    for name in training.agents:
+        counts = read_tally(training.folder / f"{name}.tally")
+        assert (counts.rounds, counts.evaluations) == (2, 2)
+        assert 2 * model_bytes < counts.bytes_out < 2 * model_bytes + 20_000
+        assert counts.bytes_in > 2 * model_bytes
 
 
 @pytest.mark.slow

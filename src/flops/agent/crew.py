@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flops.agent.fragments import Fragments
-from flops.core.errors import FlopsError
+from flops.core.errors import FailedError, FlopsError
 from flops.federation import AgentConfig
 from flops.federation import conversation as conversations
 from flops.federation.channels import Channels
@@ -20,6 +20,7 @@ from flops.federation.config import VirtualLearner
 from flops.federation.conversation import Conversation, keep_beating
 from flops.federation.kept_models import KeptModels
 from flops.federation.learner import Learner
+from flops.federation.tally import Tally
 from flops.federation.wire import INLINE_BYTES
 from flops.guest import Guest, LastingSeat, Room, Worker
 
@@ -55,6 +56,7 @@ class Crew:
         learners = config.learners()
         self._models = KeptModels() if len(learners) > 1 else None
         self._channels = Channels()
+        self._tally = _tally(config)
         count = min(config.workers, len(learners))
         self._desks = [_Desk(self._worker(number, count)) for number in range(count)]
         for place, learner in enumerate(learners):
@@ -104,6 +106,7 @@ class Crew:
             on_task=lambda: desk.inbox.put(member),
             models=self._models,
             channels=self._channels,
+            tally=self._tally,
         )
         member = _Member(learner.learner, conversation, Learner(learner.learner, conversation, seat), seat)
         return member
@@ -126,11 +129,29 @@ class Crew:
                 memory_mb=config.memory_mb * seats if config.memory_mb else None,
             )
             log.info("a worker runs, isolation: %s", guest.isolation)
+            if config.insist and not guest.isolation.network_cut:
+                guest.kill()
+                raise FailedError(
+                    f"the network of the user's code cannot be cut here ({guest.isolation.reason}), and "
+                    "it must not run with one - allow user namespaces on this machine"
+                )
             return guest
 
         worker = Worker(start)
         worker.guest()
         return worker
+
+
+def _tally(config: AgentConfig) -> Tally | None:
+    """Raises FailedError: it cannot be written."""
+    if config.tally is None:
+        return None
+    try:
+        return Tally(Path(config.tally))
+    except OSError as error:
+        raise FailedError(
+            f"what is sent cannot be counted in '{config.tally}': {error} - check its folder"
+        ) from error
 
 
 def _attached(path: Path) -> Worker:

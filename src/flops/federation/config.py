@@ -215,6 +215,10 @@ class AgentConfig(_JsonFile):
     log: str | None = None
     """Where the user's code prints; of several workers each has its number in the name."""
     isolate: bool = True
+    insist: bool = False
+    """Rather no learner than one whose code has a network."""
+    tally: str | None = None
+    """Where what this learner did and sent is counted (`flops.federation.tally`); of one learner only."""
     placed: bool = False
     """See `Link.placed`."""
     virtual: tuple[VirtualLearner, ...] = ()

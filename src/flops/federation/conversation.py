@@ -26,6 +26,7 @@ from flops.federation.channels import Channels
 from flops.federation.config import Link
 from flops.federation.kept_models import KeptModels, written
 from flops.federation.model_file import ModelWriter, layout_digest
+from flops.federation.tally import Tally
 from flops_worker.tensors import Layout, LayoutError
 
 log = logging.getLogger(__name__)
@@ -121,6 +122,7 @@ class Conversation:
         expected: the layout that updates have, made from the model's; default: the model's own.
         check_layout: raises FailedError for a model that is not the member's.
         models, channels: shared with other members of this process.
+        tally: counts what this member does and sends.
     """
 
     def __init__(
@@ -133,8 +135,10 @@ class Conversation:
         check_layout: Callable[[Layout], None] = lambda layout: None,
         models: KeptModels | None = None,
         channels: Channels | None = None,
+        tally: Tally | None = None,
     ) -> None:
         self._link = link
+        self._tally = tally
         self._allows_metrics = allows_metrics
         self._on_task = on_task
         self._expected, self._check_layout = expected, check_layout
@@ -259,6 +263,8 @@ class Conversation:
             answer = self._answer_of(task, result)
         finally:
             os.close(task.model_fd)
+        if self._tally is not None and not isinstance(result, Declined):
+            (self._tally.trained if isinstance(result, Trained) else self._tally.evaluated)()
         with self._changed:
             # What was declined may be possible when it is asked for again.
             self._answer, self._working_on = None if isinstance(result, Declined) else answer, None
@@ -371,8 +377,8 @@ class Conversation:
             descriptor = flight.FlightDescriptor.for_command(b"flops-federation-1")
             writer, self._reader = client.do_exchange(descriptor, self._options())
             writer.begin(wire.SCHEMA)
-            wire.send(writer, {"t": "hello", "learner": self._link.member})
-            welcome = wire.receive(self._reader)
+            self._send(writer, {"t": "hello", "learner": self._link.member})
+            welcome = self._receive()
             if welcome.kind == "stop":
                 raise _StopError(str(welcome.header.get("reason", "")))
             try:
@@ -408,9 +414,20 @@ class Conversation:
             elif self._absent_reason:
                 self._say({"t": "unready", "reason": self._absent_reason})
 
+    def _send(self, writer: Any, header: dict[str, Any], body: bytes | None = None) -> None:
+        size_bytes = wire.send(writer, header, body)
+        if self._tally is not None:
+            self._tally.sent(size_bytes)
+
+    def _receive(self) -> wire.Received:
+        message = wire.receive(self._reader)
+        if self._tally is not None:
+            self._tally.received(message.size_bytes)
+        return message
+
     def _converse(self) -> None:
         while True:
-            message = wire.receive(self._reader)
+            message = self._receive()
             self._pause_s, self._lost_since = _FIRST_PAUSE_S, None
             try:
                 self._hear(message)
@@ -480,7 +497,7 @@ class Conversation:
         writer = ModelWriter(self._layout)
         try:
             for block in self._blocks:
-                part = wire.receive(self._reader)
+                part = self._receive()
                 if part.kind != "body" or part.body is None or part.header.get("offset") != block.offset:
                     raise wire.WireError("a model's bytes do not follow its layout")
                 writer.write(block.offset, part.body)
@@ -515,13 +532,13 @@ class Conversation:
                 )
                 return
             with self._changed:
-                wire.send(self._writer, {"t": "body", "task": task, "offset": block.offset}, data)
+                self._send(self._writer, {"t": "body", "task": task, "offset": block.offset}, data)
 
     def _say(self, header: dict[str, Any], body: bytes | None = None) -> None:
         """Send a message if there is a connection; `_enter` and tasks that are asked again repeat it."""
         try:
             if self._writer is not None:
-                wire.send(self._writer, header, body)
+                self._send(self._writer, header, body)
         except _LOST:
             log.info("the connection is lost")  # the thread that reads it connects again
 

@@ -69,18 +69,22 @@ class Received:
 
     header: dict[str, Any]
     body: memoryview | None
+    size_bytes: int = 0
+    """Of both, as they came."""
 
     @property
     def kind(self) -> str:
         return str(self.header.get("t", ""))
 
 
-def send(writer: Writer, header: dict[str, Any], body: memoryview | bytes | None = None) -> None:
+def send(writer: Writer, header: dict[str, Any], body: memoryview | bytes | None = None) -> int:
+    """Send a message; returns how many bytes it has."""
     metadata = json.dumps(header, separators=(",", ":")).encode()
     if body is None:
         writer.write_metadata(metadata)
     else:
         writer.write_with_metadata(_batch(body), metadata)
+    return len(metadata) + (len(body) if body is not None else 0)
 
 
 def send_body(writer: Writer, task: str, blocks: Iterable[Block], body: memoryview) -> None:
@@ -127,7 +131,7 @@ def parse(metadata: Any, batch: Any, max_header_bytes: int = MAX_HEADER_BYTES) -
         column = batch.column(0)
         buffer = column.buffers()[1]
         body = memoryview(buffer)[column.offset : column.offset + len(column)] if buffer is not None else None
-    return Received(header, body)
+    return Received(header, body, metadata.size + (len(body) if body is not None else 0))
 
 
 def _is_deep(header: dict[str, Any]) -> bool:
