@@ -14,8 +14,7 @@ def test_only_an_extension_or_a_retry_leaves_a_terminal_state(state: State, seen
         following = next_state(state, observation)
         extended = state is State.FINISHED and observation.extended
         retried = state in RETRIABLE and observation.retry_requested
-        anew = State.DEPLOYING if extended else State.SUBMITTED
-        assert state not in TERMINAL or following is (anew if extended or retried else state)
+        assert state not in TERMINAL or following is (State.SUBMITTED if extended or retried else state)
         state = following
 
 
@@ -27,16 +26,14 @@ def test_every_state_follows_the_drawn_arrows_only(state: State, seen: Observati
         allowed.add(way[way.index(state) + 1])
     if state in PAUSABLE:
         allowed.add(State.PAUSING)
-    if state is State.FINISHED:
-        allowed.add(State.DEPLOYING)
-    if state in RETRIABLE:
+    if state in TERMINAL:  # more rounds, or another attempt
         allowed.add(State.SUBMITTED)
     if state is State.STOPPING:
         allowed = {state, State.STOPPED}
     if state is State.PAUSING:
         allowed = {state, State.PAUSED, State.STOPPING}
     if state is State.PAUSED:
-        allowed = {state, State.PREPARING, State.DEPLOYING, State.STOPPING}
+        allowed = {state, State.SUBMITTED, State.STOPPING}
     assert next_state(state, seen) in allowed
 
 
@@ -56,8 +53,7 @@ def test_a_pause_neither_fails_nor_goes_on_until_it_is_resumed(state: State, see
     assert state in (State.PAUSING, State.PAUSED)
     paused = next_state(state, Observation(services_gone=True))
     assert paused is State.PAUSED
-    assert next_state(paused, Observation(resume_requested=True)) is State.PREPARING
-    assert next_state(paused, Observation(resume_requested=True, prepared=True)) is State.DEPLOYING
+    assert next_state(paused, Observation(resume_requested=True)) is State.SUBMITTED
 
 
 def test_a_project_that_only_goes_well_passes_every_state() -> None:

@@ -109,6 +109,31 @@ def test_projects_begin_in_the_order_in_which_they_came_as_many_as_may_run(
     assert states == ["submitted", "preparing"]
 
 
+def test_who_is_resumed_or_extended_waits_for_a_place_as_well(store: Store, clock: ManualClock) -> None:
+    paused, finished, other = (ProjectId(f"p-22222{letter}") for letter in "abc")
+    ways = {
+        paused: [Observation(pause_requested=True), Observation(services_gone=True)],
+        finished: [Observation(**{seen: True}) for seen in ("prepared", "deployed", "trained", "packaged")],
+        other: [],
+    }
+    for name, way in ways.items():
+        store.create_project(name, name="x", spec={}, source="/r", rounds_total=1)
+        clock.advance(1)
+        assert store.begin(name, running=1)
+        for seen in way:
+            store.observe(name, seen)
+    store.set_cleaned(finished)
+    assert store.observe(paused, Observation(resume_requested=True)) is State.SUBMITTED
+    assert store.extend(finished, 2) is State.SUBMITTED
+    assert not store.begin(paused, running=1)
+    assert not store.begin(finished, running=1)
+    assert store.project(finished).reason == "1 projects run, 1 wait before this one"
+    store.observe(other, Observation(failed=True), "broken")
+    assert not store.begin(finished, running=1)
+    assert store.begin(paused, running=1)
+    assert store.unsettled() == [paused, finished, other]
+
+
 def test_a_database_of_an_older_version_is_brought_up_to_date(settings: Settings) -> None:
     engine = connect(database_of(settings))
     with writing(engine) as connection:

@@ -46,7 +46,6 @@ from flops.manager.once import CarryOut, Once, OnceRequest
 from flops.manager.orchestrators import open_programs
 from flops.manager.paths import ProjectPaths, write_private_json
 from flops.manager.ports import Ports
-from flops.manager.preparing import steps_of
 from flops.manager.reconciler import SOON_S, Reconciler
 from flops.manager.reports import Report
 from flops.manager.sources import SOURCES
@@ -276,7 +275,7 @@ class Manager:
         return self.project(project)
 
     def resume(self, project: ProjectId) -> dict[str, Any]:
-        """Let a paused project go on after its last finished step or round.
+        """Let a paused project go on after its last finished step or round, when it is its turn.
 
         Raises:
             ConflictError: it is not paused.
@@ -289,11 +288,7 @@ class Manager:
             if before.state in PAUSABLE:
                 advice = f"it goes on by itself, watch it with 'flops attach {project}'"
             raise ConflictError(f"project {project} is {before.state} - {advice}")
-        done = self._store.steps(project)
-        prepared = done.keys() >= steps_of(before, self._orchestrator).keys()
-        self._store.observe(
-            project, Observation(resume_requested=True, prepared=prepared), "resume was requested"
-        )
+        self._store.observe(project, Observation(resume_requested=True), "resume was requested")
         self._reconciler.take(project)
         return self.project(project)
 

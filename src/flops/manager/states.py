@@ -3,11 +3,13 @@
 ```
 submitted -> preparing -> deploying -> training -> packaging -> finished
      any of these -> failed                any of these -> stopping -> stopped
-submitted .. training -> pausing -> paused -> preparing | deploying
-                                    paused -> stopping -> stopped
-finished -> deploying, where more rounds are asked for
-failed | stopped -> submitted, where another attempt is asked for: finished steps are not done again
+submitted .. training -> pausing -> paused -> stopping -> stopped
+paused -> submitted, where it is to go on
+finished -> submitted, where more rounds are asked for
+failed | stopped -> submitted, where another attempt is asked for
 ```
+
+Whatever runs was submitted just before, and has waited for its turn there; finished steps are not done again.
 
 Nothing here does anything; the store commits what these functions answer, the reconciler acts on it
 afterwards.
@@ -110,7 +112,7 @@ def next_state(state: State, seen: Observation) -> State:
     is not told that it failed. At most one step is taken, so every state on the way is committed and seen.
     """
     if state is State.FINISHED and seen.extended:
-        return State.DEPLOYING
+        return State.SUBMITTED
     if state in RETRIABLE and seen.retry_requested:
         return State.SUBMITTED
     if state in TERMINAL:
@@ -122,8 +124,7 @@ def next_state(state: State, seen: Observation) -> State:
     if state is State.PAUSING:
         return State.PAUSED if seen.services_gone else state
     if state is State.PAUSED:
-        goes_on = State.DEPLOYING if seen.prepared else State.PREPARING
-        return goes_on if seen.resume_requested else state
+        return State.SUBMITTED if seen.resume_requested else state
     if seen.failed:
         return State.FAILED
     if seen.pause_requested and state in PAUSABLE:

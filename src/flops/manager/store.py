@@ -156,7 +156,7 @@ class Store:
             if following is state:
                 return state
             self._move(connection, project, following, reason)
-            if state is State.PAUSED and following is State.DEPLOYING:
+            if state is State.PAUSED and following is State.SUBMITTED:
                 self._start_anew(connection, project)
         self.on_change(project)
         return following
