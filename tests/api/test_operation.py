@@ -9,30 +9,37 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet
 
+from flops.core.ids import ProjectId
+from flops.tracking import RunStarted, Spool
 from tests.api.conftest import wait_for
 
 if TYPE_CHECKING:
     from tests.api.conftest import ManagerProcess
 
 
-def test_a_manager_is_ready_once_its_recorder_runs(client: httpx.Client) -> None:
+def test_a_manager_is_ready_before_there_is_anything_to_record(client: httpx.Client) -> None:
     wait_for(lambda: client.get("/v1/ready").status_code == 200, "readiness")
     there = {"ok": True, "reason": None}
     checks = {"database": there, "orchestrator": there, "recorder": there}
     assert client.get("/v1/ready").json() == {"ready": True, "checks": checks}
 
 
+def test_a_recorder_runs_only_where_there_is_something_to_record(
+    client: httpx.Client, manager: "ManagerProcess"
+) -> None:
+    client.get("/v1/data/tags").raise_for_status()  # the data server runs
+    assert recorders(manager.home) == []
+
+
 def test_a_manager_without_its_recorder_lives_and_is_not_ready(own_manager: "ManagerProcess") -> None:
-    client = own_manager.client()
+    own_manager.end()
+    begun = RunStarted(time=1.0, experiment="digits", name="p-222222")
+    Spool(own_manager.home / "spool").append(ProjectId("p-222222"), begun)
+    client = own_manager.start().client()
     wait_for(lambda: client.get("/v1/ready").status_code == 200, "readiness")
-    recorders = [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if str(own_manager.home) in (line := " ".join(process.info["cmdline"] or []))
-        and "flops.tracking" in line
-    ]
-    assert recorders
-    for process in recorders:
+    running = recorders(own_manager.home)
+    assert running
+    for process in running:
         process.suspend()  # its keeper must not start it again while we look
         process.kill()
     deadline = time.monotonic() + 10
@@ -46,6 +53,14 @@ def test_a_manager_without_its_recorder_lives_and_is_not_ready(own_manager: "Man
     assert seen["checks"]["database"]["ok"] is True
     assert client.get("/v1/health").json()["status"] == "ok"
     wait_for(lambda: client.get("/v1/ready").status_code == 200, "readiness again")
+
+
+def recorders(home: Path) -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if str(home) in (line := " ".join(process.info["cmdline"] or [])) and "flops.tracking" in line
+    ]
 
 
 def test_this_machine_is_the_node_of_processes(client: httpx.Client) -> None:

@@ -600,7 +600,7 @@ class Manager:
         checks: dict[str, Callable[[], object]] = {
             "database": self._store.counts,
             "orchestrator": self._orchestrator.nodes,
-            "recorder": self._support.check_recorder,
+            "recorder": self._check_recorder,
         }
         found: dict[str, str | None] = {}
         for name, check in checks.items():
@@ -667,7 +667,7 @@ class Manager:
         return StepProcess(ProjectPaths.of(self.settings, project).logs / "preparation.log")
 
     def _call_data(self, step: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        self._ensure_support()
+        self._ensure_support(recorder=False)
         return self._call_step(step, {**arguments, **self._step_arguments(DATA)})
 
     def _call_step(
@@ -711,8 +711,8 @@ class Manager:
             )
         write_private_json(config_file(self.settings, project, ONNX), made)
 
-    def _ensure_support(self) -> None:
-        self._support.ensure()
+    def _ensure_support(self, *, recorder: bool = True) -> None:
+        self._support.ensure(recorder=recorder)
         if self._nodes is not None:
             self._nodes.ensure()
 
@@ -728,9 +728,13 @@ class Manager:
 
     def _start_support(self) -> None:
         try:
-            self._ensure_support()
+            self._ensure_support(recorder=bool(self._store.unsettled() or self._spool.projects()))
         except FlopsError as error:
             log.warning("%s", error)
+
+    def _check_recorder(self) -> None:
+        if self._spool.projects():  # the first project starts it
+            self._support.check_recorder()
 
     def _follow_results(self) -> None:
         while not self._closing.is_set:

@@ -45,9 +45,11 @@ class Support:
         self._lock = threading.Lock()
         self._data_ready = settings.run_dir / "data.ready"
 
-    def ensure(self) -> None:
-        """Data server and recorder run; the data server answers.
+    def ensure(self, *, recorder: bool = True) -> None:
+        """The data server runs and answers; the recorder runs.
 
+        Args:
+            recorder: whether there is anything to record: MLflow costs seconds to load and 230 MB to hold.
         Raises:
             UnavailableError: the data server does not get ready.
         """
@@ -55,7 +57,8 @@ class Support:
             read_or_make_token(data_token_file(self._settings))
             if self._data:
                 self._deploy(_DATA, "data", self._data_command())
-            self._deploy(_RECORDER, "recorder", self._recorder_command())
+            if recorder:
+                self._deploy(_RECORDER, "recorder", self._recorder_command())
         if not self._data:
             return
         deadline = time.monotonic() + _READY_TIMEOUT_S
