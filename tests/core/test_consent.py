@@ -17,7 +17,7 @@ PROJECT = {
     "consent",
     [
         Consent(),
-        Consent(tags=("mnist", "ward-7", "other")),
+        Consent(tags=("mnist", "other")),  # data under 'ward-7' are then not given
         Consent(owners=("ann",)),
         Consent(owners=("bob",), teams=("vision",)),
         Consent(repositories=("https://git.example.org/lab/mnist.git",)),
@@ -31,7 +31,7 @@ def test_what_is_allowed_runs(consent: Consent) -> None:
 @pytest.mark.parametrize(
     ("consent", "words"),
     [
-        (Consent(tags=("mnist",)), "data tag 'ward-7' is not allowed on this node (allowed: mnist)"),
+        (Consent(tags=("x",)), "data tagged ward-7, mnist are not allowed on this node (allowed: x)"),
         (
             Consent(owners=("bob",), teams=("nlp",)),
             "projects of 'ann' (team 'vision') are not allowed on this node (allowed: bob, team nlp)",

@@ -19,7 +19,7 @@ class Consent:
     """Who may train on which of a node's data; an empty tuple sets no limit of its kind.
 
     Args:
-        tags: all tags that a project names must be among them; others are not even said to be there.
+        tags: projects are given data under these alone, and others are not even said to be there.
         owners, teams: the project belongs to one of these users, or to one of these teams.
         repositories: its code comes from one of them; ``*`` at the end stands for any rest.
     """
@@ -31,10 +31,9 @@ class Consent:
 
     def refusal(self, *, owner: str, team: str | None, repository: str, tags: Iterable[str]) -> str | None:
         """Why a project may not run here, in words that name the rule; None: it may."""
-        if self.tags:
-            for tag in tags:
-                if tag not in self.tags:
-                    return f"data tag '{tag[:80]}' is not allowed on this node (allowed: {_some(self.tags)})"
+        named = tuple(tags)
+        if self.tags and not self.shown(named):
+            return f"data tagged {_some(named)} are not allowed on this node (allowed: {_some(self.tags)})"
         if (self.owners or self.teams) and owner not in self.owners and (team or "") not in self.teams:
             whose = f"of '{owner[:80]}'" + (f" (team '{team[:80]}')" if team else "")
             return f"projects {whose} are not allowed on this node (allowed: {self._whom()})"

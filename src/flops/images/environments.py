@@ -49,6 +49,7 @@ def ensure_environment(
     configuration: PipConfiguration | None = None,
     environment: Mapping[str, str] = os.environ,
     modules: Sequence[str] | None = None,
+    wheels_only: bool = False,
     progress: uv.Progress | None = None,
     cancel: threading.Event | None = None,
 ) -> Environment:
@@ -59,6 +60,7 @@ def ensure_environment(
         modules: compile only what importing these takes (see `bytecode.imported`), for an environment that is
             used for one purpose; None: everything but tests. Processes without write access start fast then.
             What other environments have compiled of the same files is taken over in any case.
+        wheels_only: build nothing: that would run a package's code on this machine.
         cancel: set it from another thread to end the call; nothing half-made stays.
     Raises:
         UnavailableError: a package could not be fetched.
@@ -80,7 +82,9 @@ def ensure_environment(
                 shutil.rmtree(trash, ignore_errors=True)
             try:
                 maker = _Maker(lock, making, environment, tell, cancel, lock_fd)
-                maker.install(configuration or PipConfiguration.from_pip(environment))
+                maker.install(
+                    configuration or PipConfiguration.from_pip(environment), wheels_only=wheels_only
+                )
                 bytecode.adopt(
                     making, [found for found in root.absolute().glob("[!.]*") if _is_marked(found)]
                 )
@@ -114,7 +118,7 @@ class _Maker:
         self._cancel = cancel
         self._lock_fd = lock_fd
 
-    def install(self, configuration: PipConfiguration) -> None:
+    def install(self, configuration: PipConfiguration, *, wheels_only: bool) -> None:
         """Make the venv and put every pinned package in, hard-linked from uv's cache where possible."""
         variables = configuration.uv_environment(self._environment)
         interpreter = self._interpreter()
@@ -127,6 +131,7 @@ class _Maker:
         requirements.write_text(self._lock.text, encoding="utf-8")
         python = str(_python(self._folder))
         arguments = ["pip", "sync", *configuration.uv_arguments(), "--python", python]
+        arguments += ["--no-build"] if wheels_only else []
         # What is in uv's cache needs no index; without --offline uv would ask it all the same.
         synced = self._run([*arguments, "--offline", str(requirements)], variables, None)
         if synced.returncode:
