@@ -70,7 +70,7 @@ class FakeManager:
 
     def lock(self, project: str) -> str:
         self._ask("lock")
-        return self._of(self.locks, project)
+        return str(self._of(self.locks, project))
 
     def _ask(self, what: str) -> None:
         self.asked.append(what)

@@ -67,7 +67,7 @@ def login(
     authority = None
     if address.startswith("https://") and not system:
         authority = ask_for_authority(address)
-        _compare(fingerprint(authority), trust)
+        compare(fingerprint(authority), trust)
     token = os.environ.get("FLOPS_TOKEN") or _asked("token", hidden=True)
     found = Login(address, token.strip(), authority)
     with Client(found.url, found.token, found.ca) as client:
@@ -79,7 +79,12 @@ def login(
         say(f"signed in at {address} as {said['user']} ({said['role']})")
 
 
-def _compare(found: str, expected: str | None) -> None:
+def compare(found: str, expected: str | None) -> None:
+    """Let the user compare an authority's fingerprint, where they did not give it.
+
+    Raises:
+        FailedError: it is not the same.
+    """
     if expected is not None:
         if re.sub("[^0-9A-F]", "", expected.upper().removeprefix("SHA256")) != found.replace(":", ""):
             raise FailedError(
@@ -91,7 +96,7 @@ def _compare(found: str, expected: str | None) -> None:
         f"the manager's authority has the fingerprint\n  {found}\ncompare it with what its operator told you"
     )
     if _asked("is it the same? [y/N]").strip().lower() not in ("y", "yes"):
-        raise FailedError("not signed in: the fingerprint was not confirmed")
+        raise FailedError("the fingerprint was not confirmed: nothing was sent there")
 
 
 def _asked(what: str, *, hidden: bool = False) -> str:

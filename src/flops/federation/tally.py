@@ -30,6 +30,15 @@ class Counts:
     bytes_in: int = 0
     bytes_out: int = 0
 
+    def since(self, before: "Counts") -> "Counts":
+        """What was counted after that."""
+        return Counts(
+            max(0, self.rounds - before.rounds),
+            max(0, self.evaluations - before.evaluations),
+            max(0, self.bytes_in - before.bytes_in),
+            max(0, self.bytes_out - before.bytes_out),
+        )
+
 
 class Tally:
     """Counts into a file, which is made where it is not there; safe from any thread."""

@@ -67,8 +67,8 @@ def _run(program: Program, orchestrator: ProcessOrchestrator) -> int:
     told, telling = socket.socketpair()
     telling.setblocking(False)
     signal.set_wakeup_fd(telling.fileno(), warn_on_full_buffer=False)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
+    for handled in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(handled, lambda *_: None)
     ejected: list[str | None] = []
 
     def take_part() -> None:

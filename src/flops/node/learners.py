@@ -491,19 +491,13 @@ class Learners:
         return self._folder(assignment.project) / assignment.learner
 
     def _tally(self, assignment: Assignment) -> Path:
-        return self._learner_folder(assignment) / "tally"
+        return tally_file(self._home, assignment.project, assignment.learner)
 
     def _counts(self, held: _Held) -> Counts:
         """What this attempt has counted."""
         if held.assignment is None:
             return Counts()
-        now = read_tally(self._tally(held.assignment))
-        return Counts(
-            rounds=max(0, now.rounds - held.before.rounds),
-            evaluations=max(0, now.evaluations - held.before.evaluations),
-            bytes_in=max(0, now.bytes_in - held.before.bytes_in),
-            bytes_out=max(0, now.bytes_out - held.before.bytes_out),
-        )
+        return read_tally(self._tally(held.assignment)).since(held.before)
 
     def _statuses(self) -> dict[ServiceName, ServiceStatus]:
         return {status.name: status for status in self._orchestrator.list() if status.project != OWN}
@@ -515,6 +509,11 @@ class Learners:
     def _project_lock(self, project: str) -> threading.Lock:
         with self._lock:
             return self._projects.setdefault(project, threading.Lock())
+
+
+def tally_file(home: NodeHome, project: str, learner: str) -> Path:
+    """Where the agent of a learner counts."""
+    return home.settings.projects_dir / project / learner / "tally"
 
 
 def _held_of(record: dict[str, Any]) -> _Held:
