@@ -6,8 +6,8 @@ import pytest
 if TYPE_CHECKING:
     from tests.api.conftest import ManagerProcess
 
-OPEN = ("/v1/health", "/v1/authority")
-"""Answered without a token."""
+OPEN = ("/v1/health", "/v1/authority", "/v1/node/join")
+"""Answered without a user's token."""
 
 
 def test_health_needs_no_token(manager: "ManagerProcess") -> None:

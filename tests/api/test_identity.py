@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 SPEC = {"repo": "/nowhere/at/all", "data": {"tags": ["x"]}}
 SignIn = Callable[..., httpx.Client]
 
-OPEN = ("/v1/health", "/v1/authority")
-"""Answered without a token."""
+OPEN = ("/v1/health", "/v1/authority", "/v1/node/join")
+"""Answered without a user's token."""
 
 
 @pytest.fixture

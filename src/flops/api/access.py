@@ -7,7 +7,8 @@ with a foreign name in the Host header (DNS rebinding) not even an answer that s
 import asyncio
 import hmac
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
@@ -16,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flops.api.policy import ANYBODY, NOT_AUDITED, READS, permission_of
 from flops.api.problems import problem
+from flops.core import tokens
 from flops.core.clock import Clock, SystemClock
 from flops.core.errors import (
     FlopsError,
@@ -25,6 +27,7 @@ from flops.core.errors import (
     UnauthorizedError,
 )
 from flops.core.ids import project_id
+from flops.fleet import JoinedNode
 from flops.identity import ADMIN, Attempts, Caller, RateLimit, Role
 from flops.manager import Manager
 
@@ -35,6 +38,8 @@ _PER_S, _BURST = 50.0, 500
 """Requests of one token."""
 _SHOWN = 18
 """Of a token: ``flops_`` and its id, which is no secret."""
+_SHOWN_OF_NODE = 22
+"""Of a node's credential, and of a join token: the same."""
 
 
 def bearer_token(request: Request) -> str:
@@ -52,25 +57,55 @@ def caller_of(request: Request) -> Caller:
     return caller
 
 
-class Guard:
-    """A dependency of all routes: who asks, and whether they may.
+class Limits:
+    """Against guessing tokens, whatever they are for, and against asking too often."""
 
-    Args:
-        token: of the FLOPS_HOME's own user, who may do everything.
-    """
-
-    def __init__(self, manager: Manager, token: str, clock: Clock | None = None) -> None:
-        self._manager = manager
-        self._token = token.encode()
+    def __init__(self, clock: Clock | None = None) -> None:
         clock = clock or SystemClock()
         self._by_token = Attempts(clock)
         self._by_address = Attempts(clock, free=100)
         self._rate = RateLimit(clock, per_s=_PER_S, burst=_BURST)
 
+    def take(self, token: str) -> None:
+        """Raises: TooManyRequestsError: this token asks too often."""
+        self._rate.take(token)
+
+    @contextmanager
+    def trying(self, request: Request, text: str, shown: int) -> Iterator[None]:
+        """Inside, a token is looked up.
+
+        Args:
+            shown: how many of its letters are no secret.
+        Raises:
+            TooManyRequestsError: too many wrong ones came from there.
+        """
+        address = request.client.host if request.client is not None else ""
+        known = f"{address} for '{text[:shown]}'"
+        self._by_token.check(known)
+        self._by_address.check(address)
+        try:
+            yield
+        except UnauthorizedError:
+            self._by_token.failed(known)
+            self._by_address.failed(address)
+            raise
+        self._by_token.succeeded(known)
+
+
+class Guard:
+    """A dependency of all routes of users: who asks, and whether they may.
+
+    Args:
+        token: of the FLOPS_HOME's own user, who may do everything.
+    """
+
+    def __init__(self, manager: Manager, token: str, limits: Limits) -> None:
+        self._manager = manager
+        self._token = token.encode()
+        self._limits = limits
+
     def __call__(self, request: Request) -> None:
-        caller = request.state.caller = self._identified(request)
-        if caller.token:  # whoever has the token file has the machine
-            self._rate.take(caller.token)
+        caller = request.state.caller = self.identified(request)
         permission = permission_of(request.method, request.scope["route"].path)
         if permission is None or (permission != ANYBODY and not caller.may(permission)):
             raise ForbiddenError(
@@ -80,21 +115,15 @@ class Guard:
         if (project := request.path_params.get("project")) is not None:
             self._check_project(caller, project, changes=request.method not in READS)
 
-    def _identified(self, request: Request) -> Caller:
+    def identified(self, request: Request) -> Caller:
+        """Raises: UnauthorizedError: no user has this token. TooManyRequestsError: see `Limits`."""
         text = bearer_token(request)
         if hmac.compare_digest(text.encode(), self._token):
             return Caller(ADMIN, Role.ADMIN)
-        address = request.client.host if request.client is not None else ""
-        known = f"{address} for '{text[:_SHOWN]}'"
-        self._by_token.check(known)
-        self._by_address.check(address)
-        try:
+        with self._limits.trying(request, text, _SHOWN):
             caller = self._manager.identity.caller(text)
-        except UnauthorizedError:
-            self._by_token.failed(known)
-            self._by_address.failed(address)
-            raise
-        self._by_token.succeeded(known)
+        if caller.token:  # whoever has the token file has the machine
+            self._limits.take(caller.token)
         return caller
 
     def _check_project(self, caller: Caller, project: str, *, changes: bool) -> None:
@@ -107,6 +136,40 @@ class Guard:
             raise NotFoundError(f"there is no project {checked} - see 'flops ls'")
         if changes and not caller.owns(owner, team):
             raise ForbiddenError(f"project {checked} is {owner}'s - ask them, or an admin")
+
+
+class NodeGuard:
+    """A dependency of the routes of joined nodes, which are for them alone."""
+
+    def __init__(self, manager: Manager, guard: Guard, limits: Limits) -> None:
+        self._manager = manager
+        self._guard = guard
+        self._limits = limits
+
+    def __call__(self, request: Request) -> None:
+        text = bearer_token(request)
+        if not text.startswith(f"{tokens.NODE}_"):
+            caller = request.state.caller = self._guard.identified(request)
+            raise ForbiddenError(
+                f"{caller.user} may not {request.method} {request.url.path}, it is for machines that "
+                "joined - see 'flops node ls'"
+            )
+        with self._limits.trying(request, text, _SHOWN_OF_NODE):
+            node = self._manager.joined.store.proven(text)
+            if self._manager.identity.user(node.owner).disabled:
+                raise UnauthorizedError(
+                    f"{node.owner}, whose node {node.name} is, is shut out - ask an admin"
+                )
+        self._limits.take(node.credential)
+        request.state.node = node
+        request.state.about = f"node {node.name} of {node.owner}"
+
+
+def node_of(request: Request) -> JoinedNode:
+    """Which node asks, once `NodeGuard` has let the request in."""
+    node = request.state.node
+    assert isinstance(node, JoinedNode)
+    return node
 
 
 class Audited:
@@ -133,12 +196,15 @@ class Audited:
 
     def _append(self, scope: Scope, status: int) -> None:
         state: dict[str, Any] = scope.get("state", {})
-        caller = state.get("caller")
+        caller, node = state.get("caller"), state.get("node")
+        user, token = (caller.user, caller.token) if caller is not None else ("", "")
+        if node is not None:
+            user, token = node.owner, node.credential
         client = scope.get("client")
         try:
             self._manager.audit.append(
-                user=caller.user if caller is not None else "",
-                token=caller.token if caller is not None else "",
+                user=user,
+                token=token,
                 address=client[0] if client else "",
                 action=f"{scope['method']} {_route(scope)}",
                 object=state.get("about") or scope["path"],

@@ -10,7 +10,16 @@ from fastapi.routing import APIRoute
 
 from flops import __version__
 from flops.api import problems, schemas
-from flops.api.access import LOOPBACK, Audited, Guard, LimitedBody, OwnNamesOnly, bearer_token
+from flops.api.access import (
+    LOOPBACK,
+    Audited,
+    Guard,
+    LimitedBody,
+    Limits,
+    NodeGuard,
+    OwnNamesOnly,
+    bearer_token,
+)
 from flops.api.admin import admin_routes
 from flops.api.beside import Beside, Pages
 from flops.api.data import MAX_UPLOAD_BYTES, UPLOAD_PATH, data_routes
@@ -19,6 +28,7 @@ from flops.api.identity import authority_routes, identity_routes
 from flops.api.images import image_routes
 from flops.api.metrics import Counted, metrics_routes
 from flops.api.models import model_routes
+from flops.api.node import MAX_SYNC_BYTES, SYNC_PATH, joined_node_routes, joining_routes
 from flops.api.nodes import node_routes
 from flops.api.problems import SLOW, documented
 from flops.api.projects import project_routes
@@ -60,7 +70,11 @@ def create_app(
     problems.install(app)
     app.include_router(health_routes())
     app.include_router(authority_routes(manager))
-    guarded = [Depends(Guard(manager, token))]
+    limits = Limits()
+    guard = Guard(manager, token, limits)
+    app.include_router(joining_routes(manager, limits))
+    app.include_router(joined_node_routes(manager), dependencies=[Depends(NodeGuard(manager, guard, limits))])
+    guarded = [Depends(guard)]
     for routes in (
         identity_routes(manager),
         project_routes(manager),
@@ -102,6 +116,8 @@ def _name(route: APIRoute) -> str:
 def _limit_bytes(path: str) -> int:
     if path == UPLOAD_PATH:
         return MAX_UPLOAD_BYTES
+    if path == SYNC_PATH:
+        return MAX_SYNC_BYTES
     return _MAX_PREDICTION_BYTES if path.endswith("/predictions") else _MAX_BODY_BYTES
 
 

@@ -5,10 +5,18 @@ from collections.abc import Mapping
 READS = frozenset({"GET", "HEAD"})
 # Ask without changing anything: no entries of the audit log.
 NOT_AUDITED = frozenset(
-    {("POST", "/v1/projects/{project}/predictions"), ("POST", "/v1/specs/validate"), ("POST", "/v1/ui")}
+    {
+        ("POST", "/v1/projects/{project}/predictions"),
+        ("POST", "/v1/specs/validate"),
+        ("POST", "/v1/ui"),
+        ("POST", "/v1/node/sync"),
+    }
 )
 ANYBODY = ""
 """Whoever has a good token."""
+NODE = "node"
+"""Joined nodes, with their credentials; no user has it."""
+_OF_NODES = "/v1/node/"
 
 _AREAS: Mapping[str, str] = {
     "/v1/projects": "projects",
@@ -47,6 +55,8 @@ def permission_of(method: str, path: str) -> str | None:
     """
     if (named := _OTHERS.get((method, path))) is not None:
         return named
+    if path.startswith(_OF_NODES):
+        return NODE
     area = _AREAS.get("/".join(path.split("/")[:3]))
     if area is None:
         return None

@@ -38,8 +38,17 @@ class Readiness(BaseModel):
     """``database``, ``orchestrator``, ``recorder``."""
 
 
+class NodeAllowance(BaseModel):
+    """What the owner of a joined node allows; each empty list allows all."""
+
+    tags: list[str]
+    owners: list[str]
+    teams: list[str]
+    repositories: list[str]
+
+
 class NodeView(BaseModel):
-    """A machine that runs services."""
+    """A machine that runs services: the orchestrator's, or one that joined."""
 
     name: str
     platform: str
@@ -48,6 +57,16 @@ class NodeView(BaseModel):
     labels: dict[str, str]
     address: str
     ready: bool
+    kind: Literal["orchestrator", "joined"] = "orchestrator"
+    owner: str | None = None
+    """Of a joined one, as all that follows."""
+    joined: float | None = None
+    last_seen: float | None = None
+    tags: list[str] = []
+    """Of the data that it holds."""
+    policy: NodeAllowance | None = None
+    version: str | None = None
+    """Of FLOps."""
 
 
 class NodeList(BaseModel):

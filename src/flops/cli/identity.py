@@ -221,7 +221,7 @@ def create_token(
 
     wanted: dict[str, Any] = {"name": name, "user": user, "scopes": scope or None}
     if lasts is not None:
-        wanted["expires_s"] = _seconds(lasts)
+        wanted["expires_s"] = seconds(lasts)
     with manager() as client:
         made = client.add_token(**wanted)
     if as_json:
@@ -324,7 +324,8 @@ def verify_audit(
         )
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
+    """Raises: InvalidInputError: it is no time such as ``30d``."""
     found = re.fullmatch(r"([0-9]{1,6})(s|min|h|d)", text.strip())
     if found is None:
         raise InvalidInputError(

@@ -6,6 +6,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from flops.client.shapes import (
     AuditList,
+    CodeLock,
     Confirmation,
     DataTagList,
     DataUseList,
@@ -13,8 +14,12 @@ from flops.client.shapes import (
     FragmentList,
     FragmentView,
     Health,
+    Holding,
     ImageList,
+    Joined,
+    Left,
     Logs,
+    MadeJoinToken,
     MadeToken,
     Me,
     MockConfirmation,
@@ -23,6 +28,9 @@ from flops.client.shapes import (
     ModelVersions,
     ModelView,
     NodeList,
+    NodeOrders,
+    NodePolicy,
+    NodeServiceReport,
     ProjectConfirmation,
     ProjectList,
     ProjectView,
@@ -58,6 +66,15 @@ class Operations(ABC):
 
     @abstractmethod
     def _lines(self, call: Call) -> Iterator[dict[str, Any]]: ...
+
+    def add_join_token(
+        self, *, node: str, lasts_s: float | None = None, owner: str | None = None
+    ) -> MadeJoinToken:
+        """Make a token with which one machine joins, once: it will be yours"""
+        call = Call(
+            "POST", "/v1/nodes/tokens", body=without_none({"node": node, "lasts_s": lasts_s, "owner": owner})
+        )
+        return cast(MadeJoinToken, self._json(call))
 
     def add_token(
         self,
@@ -135,6 +152,11 @@ class Operations(ABC):
         call = Call("DELETE", "/v1/data/fragments/{fragment}", {"fragment": fragment})
         self._nothing(call)
 
+    def eject_node(self, node: str) -> None:
+        """Eject a joined node: its credential is dead from now on, learners there are lost"""
+        call = Call("DELETE", "/v1/nodes/{node}", {"node": node})
+        self._nothing(call)
+
     def extend_project(self, project: str, *, rounds: int, idempotency_key: str | None = None) -> ProjectView:
         """Let a finished or paused project train more rounds"""
         call = Call(
@@ -146,10 +168,20 @@ class Operations(ABC):
         )
         return cast(ProjectView, self._json(call))
 
+    def get_code(self, project: str, into: BinaryIO) -> None:
+        """The code of a project that this node is wanted for, as a tar archive"""
+        call = Call("GET", "/v1/node/projects/{project}/code", {"project": project})
+        self._into(call, into)
+
     def get_health(self) -> Health:
         """The manager's process answers"""
         call = Call("GET", "/v1/health")
         return cast(Health, self._json(call))
+
+    def get_lock(self, project: str) -> CodeLock:
+        """The packages of a project that this node is wanted for, with every version decided"""
+        call = Call("GET", "/v1/node/projects/{project}/lock", {"project": project})
+        return cast(CodeLock, self._json(call))
 
     def get_logs(self, project: str, *, service: str | None = None, tail: int | None = None) -> Logs:
         """The last lines of a project's services, by name"""
@@ -201,6 +233,28 @@ class Operations(ABC):
         call = Call("GET", "/api/flops/tracking", slow=True)
         return cast(TrackingServer, self._json(call))
 
+    def join_node(self, *, token: str, platform: str, cpus: int, memory_mb: int, version: str) -> Joined:
+        """Join as a node, once, with a join token"""
+        call = Call(
+            "POST",
+            "/v1/node/join",
+            body=without_none(
+                {
+                    "token": token,
+                    "platform": platform,
+                    "cpus": cpus,
+                    "memory_mb": memory_mb,
+                    "version": version,
+                }
+            ),
+        )
+        return cast(Joined, self._json(call))
+
+    def leave_node(self) -> Left:
+        """Leave: the credential is dead from now on, learners there are lost"""
+        call = Call("POST", "/v1/node/leave")
+        return cast(Left, self._json(call))
+
     def list_data_tags(self) -> DataTagList:
         """What is held under each data tag"""
         call = Call("GET", "/v1/data/tags")
@@ -241,7 +295,7 @@ class Operations(ABC):
         return cast(ModelList, self._json(call))
 
     def list_nodes(self) -> NodeList:
-        """The machines that services are placed on"""
+        """The machines that services are placed on; of those that joined, a data owner sees their own"""
         call = Call("GET", "/v1/nodes")
         return cast(NodeList, self._json(call))
 
@@ -453,6 +507,34 @@ class Operations(ABC):
         )
         return cast(ProjectConfirmation, self._json(call))
 
+    def sync_node(
+        self,
+        *,
+        known: int | None = None,
+        wait_s: float | None = None,
+        policy: NodePolicy | None = None,
+        holdings: Sequence[Holding] | None = None,
+        services: Sequence[NodeServiceReport] | None = None,
+        logs: Mapping[str, Any] | None = None,
+    ) -> NodeOrders:
+        """Say what is there, and hear what is wanted, once that is something new"""
+        call = Call(
+            "POST",
+            "/v1/node/sync",
+            body=without_none(
+                {
+                    "known": known,
+                    "wait_s": wait_s,
+                    "policy": policy,
+                    "holdings": holdings,
+                    "services": services,
+                    "logs": logs,
+                }
+            ),
+            slow=True,
+        )
+        return cast(NodeOrders, self._json(call))
+
     def undeploy_model(self, project: str) -> ProjectView:
         """Serve it no longer"""
         call = Call("DELETE", "/v1/projects/{project}/deployment", {"project": project})
@@ -484,6 +566,15 @@ class AsyncOperations(ABC):
 
     @abstractmethod
     def _lines(self, call: Call) -> AsyncIterator[dict[str, Any]]: ...
+
+    async def add_join_token(
+        self, *, node: str, lasts_s: float | None = None, owner: str | None = None
+    ) -> MadeJoinToken:
+        """Make a token with which one machine joins, once: it will be yours"""
+        call = Call(
+            "POST", "/v1/nodes/tokens", body=without_none({"node": node, "lasts_s": lasts_s, "owner": owner})
+        )
+        return cast(MadeJoinToken, await self._json(call))
 
     async def add_token(
         self,
@@ -561,6 +652,11 @@ class AsyncOperations(ABC):
         call = Call("DELETE", "/v1/data/fragments/{fragment}", {"fragment": fragment})
         await self._nothing(call)
 
+    async def eject_node(self, node: str) -> None:
+        """Eject a joined node: its credential is dead from now on, learners there are lost"""
+        call = Call("DELETE", "/v1/nodes/{node}", {"node": node})
+        await self._nothing(call)
+
     async def extend_project(
         self, project: str, *, rounds: int, idempotency_key: str | None = None
     ) -> ProjectView:
@@ -574,10 +670,20 @@ class AsyncOperations(ABC):
         )
         return cast(ProjectView, await self._json(call))
 
+    async def get_code(self, project: str, into: BinaryIO) -> None:
+        """The code of a project that this node is wanted for, as a tar archive"""
+        call = Call("GET", "/v1/node/projects/{project}/code", {"project": project})
+        await self._into(call, into)
+
     async def get_health(self) -> Health:
         """The manager's process answers"""
         call = Call("GET", "/v1/health")
         return cast(Health, await self._json(call))
+
+    async def get_lock(self, project: str) -> CodeLock:
+        """The packages of a project that this node is wanted for, with every version decided"""
+        call = Call("GET", "/v1/node/projects/{project}/lock", {"project": project})
+        return cast(CodeLock, await self._json(call))
 
     async def get_logs(self, project: str, *, service: str | None = None, tail: int | None = None) -> Logs:
         """The last lines of a project's services, by name"""
@@ -629,6 +735,30 @@ class AsyncOperations(ABC):
         call = Call("GET", "/api/flops/tracking", slow=True)
         return cast(TrackingServer, await self._json(call))
 
+    async def join_node(
+        self, *, token: str, platform: str, cpus: int, memory_mb: int, version: str
+    ) -> Joined:
+        """Join as a node, once, with a join token"""
+        call = Call(
+            "POST",
+            "/v1/node/join",
+            body=without_none(
+                {
+                    "token": token,
+                    "platform": platform,
+                    "cpus": cpus,
+                    "memory_mb": memory_mb,
+                    "version": version,
+                }
+            ),
+        )
+        return cast(Joined, await self._json(call))
+
+    async def leave_node(self) -> Left:
+        """Leave: the credential is dead from now on, learners there are lost"""
+        call = Call("POST", "/v1/node/leave")
+        return cast(Left, await self._json(call))
+
     async def list_data_tags(self) -> DataTagList:
         """What is held under each data tag"""
         call = Call("GET", "/v1/data/tags")
@@ -673,7 +803,7 @@ class AsyncOperations(ABC):
         return cast(ModelList, await self._json(call))
 
     async def list_nodes(self) -> NodeList:
-        """The machines that services are placed on"""
+        """The machines that services are placed on; of those that joined, a data owner sees their own"""
         call = Call("GET", "/v1/nodes")
         return cast(NodeList, await self._json(call))
 
@@ -886,6 +1016,34 @@ class AsyncOperations(ABC):
             body=body,
         )
         return cast(ProjectConfirmation, await self._json(call))
+
+    async def sync_node(
+        self,
+        *,
+        known: int | None = None,
+        wait_s: float | None = None,
+        policy: NodePolicy | None = None,
+        holdings: Sequence[Holding] | None = None,
+        services: Sequence[NodeServiceReport] | None = None,
+        logs: Mapping[str, Any] | None = None,
+    ) -> NodeOrders:
+        """Say what is there, and hear what is wanted, once that is something new"""
+        call = Call(
+            "POST",
+            "/v1/node/sync",
+            body=without_none(
+                {
+                    "known": known,
+                    "wait_s": wait_s,
+                    "policy": policy,
+                    "holdings": holdings,
+                    "services": services,
+                    "logs": logs,
+                }
+            ),
+            slow=True,
+        )
+        return cast(NodeOrders, await self._json(call))
 
     async def undeploy_model(self, project: str) -> ProjectView:
         """Serve it no longer"""

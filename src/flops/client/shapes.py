@@ -42,6 +42,12 @@ class ClusterView(TypedDict):
     rounds_done: int
 
 
+class CodeLock(TypedDict):
+    python: str
+    platform: str
+    text: str
+
+
 class Confirmation(TypedDict):
     message: str
 
@@ -132,6 +138,17 @@ class Health(TypedDict):
     pid: int
 
 
+class Holding(TypedDict):
+    """What a site of a node holds under a set of tags; never rows."""
+
+    site: str
+    tags: list[str]
+    num_examples: int
+    size_bytes: int
+    allow_metrics: NotRequired[bool]
+    labels: NotRequired[dict[str, str]]
+
+
 class ImageList(TypedDict):
     images: list[ImageView]
 
@@ -143,6 +160,20 @@ class ImageView(TypedDict):
     size_bytes: int
 
 
+class Joined(TypedDict):
+    node: str
+    owner: str
+    credential: str
+
+
+class Joining(TypedDict):
+    token: str
+    platform: str
+    cpus: int
+    memory_mb: int
+    version: str
+
+
 class LearnerView(TypedDict):
     id: str
     site: str
@@ -151,8 +182,19 @@ class LearnerView(TypedDict):
     reason: str | None
 
 
+class Left(TypedDict):
+    node: str
+
+
 class Logs(TypedDict):
     logs: dict[str, str]
+
+
+class MadeJoinToken(TypedDict):
+    node: str
+    token: str
+    owner: str
+    expires: float
 
 
 class MadeToken(TypedDict):
@@ -229,6 +271,12 @@ class ModelView(TypedDict):
     uri: str
 
 
+class NewJoinToken(TypedDict):
+    node: str
+    lasts_s: NotRequired[float]
+    owner: NotRequired[str | None]
+
+
 class NewToken(TypedDict):
     name: str
     user: NotRequired[str | None]
@@ -242,12 +290,55 @@ class NewUser(TypedDict):
     teams: NotRequired[list[str]]
 
 
+class NodeAllowance(TypedDict):
+    """What the owner of a joined node allows; each empty list allows all."""
+
+    tags: list[str]
+    owners: list[str]
+    teams: list[str]
+    repositories: list[str]
+
+
 class NodeList(TypedDict):
     nodes: list[NodeView]
 
 
+class NodeOrders(TypedDict):
+    number: int
+    wanted: list[WantedService]
+    logs: list[str]
+
+
+class NodePolicy(TypedDict):
+    """What a node's owner allows; each empty list allows all."""
+
+    tags: NotRequired[list[str]]
+    owners: NotRequired[list[str]]
+    teams: NotRequired[list[str]]
+    repositories: NotRequired[list[str]]
+
+
+class NodeReport(TypedDict):
+    known: NotRequired[int]
+    wait_s: NotRequired[float]
+    policy: NotRequired[NodePolicy]
+    holdings: NotRequired[list[Holding]]
+    services: NotRequired[list[NodeServiceReport]]
+    logs: NotRequired[dict[str, Any]]
+
+
+class NodeServiceReport(TypedDict):
+    name: str
+    digest: str
+    state: Literal["pending", "running", "exited", "failed", "lost"]
+    exit_code: NotRequired[int | None]
+    reason: NotRequired[str]
+    restarts: NotRequired[int]
+    started_at: NotRequired[float | None]
+
+
 class NodeView(TypedDict):
-    """A machine that runs services."""
+    """A machine that runs services: the orchestrator's, or one that joined."""
 
     name: str
     platform: str
@@ -256,6 +347,13 @@ class NodeView(TypedDict):
     labels: dict[str, str]
     address: str
     ready: bool
+    kind: NotRequired[Literal["orchestrator", "joined"]]
+    owner: NotRequired[str | None]
+    joined: NotRequired[float | None]
+    last_seen: NotRequired[float | None]
+    tags: NotRequired[list[str]]
+    policy: NotRequired[NodeAllowance | None]
+    version: NotRequired[str | None]
 
 
 class Problem(TypedDict):
@@ -441,3 +539,11 @@ class VerificationView(TypedDict):
     head: str
     broken_at: int | None
     reason: str | None
+
+
+class WantedService(TypedDict):
+    name: str
+    project: str
+    digest: str
+    assignment: dict[str, Any]
+    files: dict[str, str]

@@ -7,9 +7,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from flops.core import tokens as texts
 from flops.core.clock import Clock, SystemClock
 from flops.core.errors import ConflictError, InvalidInputError, NotFoundError, UnauthorizedError
-from flops.identity import secrets, tables
+from flops.identity import tables
 from flops.identity.roles import PERMISSIONS, Caller, Role, check_scopes
 from flops.persistence import reading, writing
 
@@ -143,7 +144,7 @@ class IdentityStore:
             raise InvalidInputError("a token's name has 1 to 100 printable characters - say what it is for")
         if lasts_s is not None and not 0 < lasts_s <= LONGEST_S:
             raise InvalidInputError(f"a token lasts up to {LONGEST_S:.0f} s - ask for less, or leave it out")
-        number, text = secrets.make()
+        number, text = texts.make(texts.USER)
         table = tables.tokens
         with writing(self._engine) as connection:
             self._must(connection, user)
@@ -152,7 +153,7 @@ class IdentityStore:
                 raise ConflictError(f"user '{user}' has {_MAX_TOKENS} tokens - revoke some first")
             now = self._clock.now()
             token = Token(number, user, name, wanted, now, now + lasts_s if lasts_s else None, None, None)
-            values = {**vars(token), "scopes": sorted(wanted), "sha256": secrets.digest(text)}
+            values = {**vars(token), "scopes": sorted(wanted), "sha256": texts.digest(text)}
             connection.execute(sa.insert(table).values(**values))
         return token, text
 
@@ -192,7 +193,7 @@ class IdentityStore:
         Raises:
             UnauthorizedError: it is none of ours, or no longer good; which of the two is not told.
         """
-        number = secrets.id_of(text)
+        number = texts.id_of(text, texts.USER)
         if number is None:
             raise _refused()
         table = tables.tokens
@@ -203,7 +204,7 @@ class IdentityStore:
             row = connection.execute(query.where(table.c.id == number)).first()
         now = self._clock.now()
         # The secret first: whoever does not know it learns nothing about the token.
-        if row is None or not secrets.fits(text, row.sha256):
+        if row is None or not texts.fits(text, row.sha256):
             raise _refused()
         if row.revoked is not None or row.disabled or (row.expires is not None and now >= row.expires):
             raise _refused()

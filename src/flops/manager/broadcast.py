@@ -8,36 +8,36 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from flops.core.ids import ProjectId
-
 Listener = Callable[[], None]
 
 
 class Broadcast:
-    """Listeners by project. Safe from any thread; listeners must neither block nor raise."""
+    """Listeners by project, or by what else changes. Safe from any thread; they must neither block nor
+    raise.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._listeners: dict[ProjectId, list[Listener]] = {}
+        self._listeners: dict[str, list[Listener]] = {}
         self.closed = False
 
-    def listen(self, project: ProjectId, listener: Listener) -> Callable[[], None]:
-        """Call ``listener`` after each change of the project, until the answered function is called."""
+    def listen(self, subject: str, listener: Listener) -> Callable[[], None]:
+        """Call ``listener`` after each change of the subject, until the answered function is called."""
         with self._lock:
-            self._listeners.setdefault(project, []).append(listener)
+            self._listeners.setdefault(subject, []).append(listener)
 
         def end() -> None:
             with self._lock, suppress(KeyError, ValueError):
-                listeners = self._listeners[project]
+                listeners = self._listeners[subject]
                 listeners.remove(listener)
                 if not listeners:
-                    del self._listeners[project]
+                    del self._listeners[subject]
 
         return end
 
-    def notify(self, project: ProjectId) -> None:
+    def notify(self, subject: str) -> None:
         with self._lock:
-            listeners = tuple(self._listeners.get(project, ()))
+            listeners = tuple(self._listeners.get(subject, ()))
         for listener in listeners:
             listener()
 

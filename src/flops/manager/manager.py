@@ -29,22 +29,26 @@ from flops.core.ids import ProjectId, ServiceName, new_project_id
 from flops.core.settings import Settings
 from flops.core.spec import ProjectSpec, spec_from_mapping
 from flops.federation import check_strategy
-from flops.identity import AuditLog, IdentityStore
+from flops.fleet import JoinedNode, JoinToken
+from flops.identity import AuditLog, IdentityStore, Role
 from flops.manager import choosing, deployment, orchestrators, packaging
 from flops.manager.backup import RESTORED, Backup
 from flops.manager.broadcast import Broadcast
 from flops.manager.cancellation import Cancellation, Places
+from flops.manager.code_archive import CodeArchive, code_archive
 from flops.manager.databases import open_own_database
 from flops.manager.figures import Figures
 from flops.manager.grounds import ONNX, Ground, ImageGround, ProgramGround, config_file
 from flops.manager.image_builds import ImageBuilds
 from flops.manager.inference import Answer, Inference
+from flops.manager.joined import JoinedNodes
 from flops.manager.lifecycle import Surroundings
 from flops.manager.listing import Page, Wanted
 from flops.manager.nodes import Nodes
 from flops.manager.once import CarryOut, Once, OnceRequest
 from flops.manager.orchestrators import open_programs
 from flops.manager.paths import ProjectPaths, write_private_json
+from flops.manager.placing import Placing
 from flops.manager.ports import Ports
 from flops.manager.reconciler import SOON_S, Reconciler
 from flops.manager.reports import Report
@@ -67,7 +71,7 @@ from flops.manager.store import Store
 from flops.manager.support import Support
 from flops.manager.tracker import Tracker
 from flops.manager.uploads import Upload
-from flops.manager.views import model_view, project_view
+from flops.manager.views import joined_node_view, model_view, project_view
 from flops.orchestration import Orchestrator, ServiceStatus
 from flops.tracking import Spool
 
@@ -116,9 +120,11 @@ class Manager:
         self.identity.ensure_admin()
         self.audit = AuditLog(database, self._clock)
         self._programs = programs or orchestrator or open_programs(settings)
-        self._orchestrator = orchestrator or self._programs
+        base = orchestrator or self._programs
+        self.joined = JoinedNodes(settings.home / "joined", database, self._clock, self.broadcast)
+        self._orchestrator: Orchestrator = Placing(base, self.joined)
         ports = Ports(settings.home / "ports.json")
-        self._builds = ImageBuilds(settings, self._programs, self._orchestrator, ports, self._call_step)
+        self._builds = ImageBuilds(settings, self._programs, base, ports, self._call_step)
         self._ground: Ground = ProgramGround(settings, ports)
         self._nodes: Nodes | None = None
         if self._orchestrator.runs_images:
@@ -126,8 +132,8 @@ class Manager:
 
             assert reports_url is not None
             authority = Authority(settings.authority_dir)
-            self._ground = ImageGround(settings, self._orchestrator, authority, ports, reports_url)
-            self._nodes = Nodes(settings, self._orchestrator, authority, ports, self._builds.runtime_image)
+            self._ground = ImageGround(settings, base, authority, ports, reports_url)
+            self._nodes = Nodes(settings, base, authority, ports, self._builds.runtime_image)
         self._support = Support(settings, self._programs, data=self._nodes is None)
         self._spool = Spool(settings.spool_dir)
         self._tracker = Tracker(self._spool, self._store)
@@ -594,6 +600,65 @@ class Manager:
             UnavailableError: the orchestrator is away.
         """
         return sorted((asdict(node) for node in self._orchestrator.nodes()), key=lambda node: node["name"])
+
+    def joined_nodes(self, owner: str | None = None) -> list[dict[str, Any]]:
+        """Machines that joined and have not left, by name.
+
+        Args:
+            owner: only theirs.
+        """
+        now = self._clock.now()
+        return [joined_node_view(node, now) for node in self.joined.store.nodes(owner=owner)]
+
+    def add_join_token(self, node: str, owner: str, lasts_s: float) -> tuple[JoinToken, str]:
+        """A token with which one machine joins, and its text; see `NodeStore.add_token`.
+
+        Raises:
+            NotFoundError: there is no such owner.
+            InvalidInputError: whose role does not go with nodes.
+            ConflictError: a node of this name is there.
+        """
+        user = self.identity.user(owner)
+        if user.role not in (Role.ADMIN, Role.DATA_OWNER):
+            raise InvalidInputError(
+                f"{owner} is {user.role}, nodes belong to data owners - see 'flops user set {owner} --role'"
+            )
+        if any(node == one.name for one in self._orchestrator.nodes()):
+            raise ConflictError(f"node '{node}' is the orchestrator's - choose another name")
+        return self.joined.store.add_token(node, owner, lasts_s)
+
+    def code_for(self, node: JoinedNode, project: ProjectId) -> Path:
+        """The archive of the code that a joined node is wanted to run.
+
+        Raises:
+            NotFoundError: it is not wanted for that project.
+        """
+        self._check_wanted(node, project)
+        return self._code(project).path
+
+    def lock_for(self, node: JoinedNode, project: ProjectId) -> dict[str, str]:
+        """The packages of a project that a joined node is wanted for.
+
+        Raises:
+            NotFoundError: it is not wanted for that project.
+        """
+        self._check_wanted(node, project)
+        from flops.images.locks import LockStore
+
+        results = self._store.steps(project)
+        lock = LockStore(self.settings.locks_dir).get(str(results.get("lock", {}).get("hash")))
+        if lock is None:
+            raise NotFoundError(f"the lock of project {project} is not there any more - run it anew")
+        return {"python": lock.python, "platform": lock.platform, "text": lock.text}
+
+    def _code(self, project: ProjectId) -> CodeArchive:
+        fetched = self._store.steps(project)["fetch"]
+        folder = ProjectPaths.of(self.settings, project).folder
+        return code_archive(folder, Path(fetched["path"]), str(fetched["commit"]))
+
+    def _check_wanted(self, node: JoinedNode, project: ProjectId) -> None:
+        if self.joined.assignment(node, project) is None:
+            raise NotFoundError(f"node {node.name} is not wanted for project {project}")
 
     def readiness(self) -> dict[str, str | None]:
         """Why something that the manager needs is away, by its name; None: it is there."""

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flops.fleet import JoinedNode
 from flops.manager.rows import Cluster, Learner, Model, Project, Service
 from flops.manager.states import State
 from flops.manager.topology import parent_of
@@ -105,4 +106,24 @@ def _service_view(service: Service, statuses: Mapping[str, ServiceStatus]) -> di
         "reason": service.over or (status.reason if status is not None else "") or None,
         "restarts": service.restarts,
         "pid": status.pid if status is not None else None,
+    }
+
+
+def joined_node_view(node: JoinedNode, now: float) -> dict[str, Any]:
+    """A machine that joined, as callers see it."""
+    return {
+        "name": node.name,
+        "platform": node.platform,
+        "cpus": node.cpus,
+        "memory_mb": node.memory_mb,
+        "labels": {},
+        "address": "",
+        "ready": node.ready(now),
+        "kind": "joined",
+        "owner": node.owner,
+        "joined": node.joined,
+        "last_seen": node.last_seen,
+        "tags": sorted({tag for holding in node.holdings for tag in holding["tags"]}),
+        "policy": node.consent.to_json(),
+        "version": node.version,
     }

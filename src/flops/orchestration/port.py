@@ -92,12 +92,12 @@ class ServiceSpec:
             asked for.
         max_restarts: how many more attempts after the first. image: reference of the image to run, by
         digest; it runs as `USER_ID` without any capability, on a root that it cannot write to, with a small
-        ``/tmp`` of its own. None: a program of this machine. Only with an image: files, volumes; memory_mb,
-        in units of 10^6 bytes: more of it and the service is killed; cpus: how many processors it may keep
-        busy; node: the name of the one that it has to run on, None: any; network: ``none``: nothing but
-        loopback; ``project``: it reaches the services of its project, and whatever the node does; port: TCP
-        port on which it listens for other services; publish: it is also reached from outside the project
-        (`ServiceStatus.endpoint`).
+        ``/tmp`` of its own. None: a program of this machine, or of the joined ``node``. Only with an image:
+        volumes; memory_mb, in units of 10^6 bytes: more of it and the service is killed; cpus: how many
+        processors it may keep busy. node: the name of the one that it has to run on, None: any; files travel
+        to it, or with an image; network: ``none``: nothing but loopback; ``project``: it reaches the services
+        of its project, and whatever the node does; port: TCP port on which it listens for other services;
+        publish: it is also reached from outside the project (`ServiceStatus.endpoint`).
     Raises:
         InvalidInputError: the spec cannot be deployed anywhere.
     """
@@ -138,9 +138,11 @@ class ServiceSpec:
             raise InvalidInputError(f"service {self.name} cannot listen on port {self.port} - use 1 to 65535")
         if self.publish and self.port is None:
             raise InvalidInputError(f"service {self.name} is published and has no port - give it one")
-        if self.image is None and (self.files or self.volumes or self.node or self.memory_mb or self.cpus):
+        if self.image is None and (self.volumes or self.memory_mb or self.cpus):
+            raise InvalidInputError(f"service {self.name} has no image; volumes and limits need one")
+        if self.image is None and self.files and self.node is None:
             raise InvalidInputError(
-                f"service {self.name} has no image; files, volumes, a node and limits need one"
+                f"service {self.name} is a program of this machine; files travel with images, and to a node"
             )
         words = [*self.command, *self.environment, *self.environment.values()]
         if any("\0" in word for word in words) or any(not key or "=" in key for key in self.environment):
@@ -160,7 +162,8 @@ class ServiceStatus:
         restarts: attempts after the first, so far. started_at: of the present or last attempt, seconds
         since 1970 UTC; None before the first. pid: of the service's own process while it runs on this
         machine, else None. node: the name of the one that it runs, or ran, on; empty before. endpoint:
-        ``host:port`` at which a published one is reached from this machine while it runs, else None.
+        ``host:port`` at which a published one is reached from this machine while it runs, else None. gone:
+        what ran it is gone too, so another attempt would go nowhere.
     """
 
     name: ServiceName
@@ -174,6 +177,7 @@ class ServiceStatus:
     project: str
     node: str = ""
     endpoint: str | None = None
+    gone: bool = False
 
     @property
     def live(self) -> bool:

@@ -132,6 +132,11 @@ class ProcessOrchestrator:
             raise InvalidInputError(
                 f"service {spec.name} is an image, and this orchestrator runs programs - choose another"
             )
+        if spec.node is not None:
+            raise InvalidInputError(
+                f"service {spec.name} belongs on node {spec.node}, and this orchestrator is one machine - "
+                "see 'flops node ls'"
+            )
         with self._changed:
             before = self._services.get(spec.name)
             if before is not None and before.record.live:
