@@ -69,10 +69,11 @@ class User:
     def __init__(self, home: Path, **environment: str) -> None:
         self.home = home
         self.environment = {**os.environ, "FLOPS_HOME": str(home), **environment}
+        self.command: tuple[str, ...] = (FLOPS,)
 
     def flops(self, *arguments: str, timeout_s: float = 180.0) -> Ended:
         result = subprocess.run(
-            [FLOPS, *arguments],
+            [*self.command, *arguments],
             env=self.environment,
             capture_output=True,
             text=True,

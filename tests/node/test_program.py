@@ -36,7 +36,7 @@ class Running:
             self.home.keep_consent(consent)
         self.manager = FakeManager()
         self.orchestrator = FakeOrchestrator()
-        self.program = Program(self.home, MEMBERSHIP, self.orchestrator, self.manager)
+        self.program = Program(self.home, MEMBERSHIP, self.orchestrator, self.manager, data_ready_s=0.0)
         self.ended: list[str | None] = []
         self.thread = threading.Thread(target=lambda: self.ended.append(self.program.run()))
 

@@ -4,6 +4,7 @@ import logging
 import secrets
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,7 @@ OWN = "flops"
 """The project of the node's own services; no project of a manager is called so."""
 _SERVER = ServiceName("flops-data")
 _MAX_WORD = 200
+_LOOK_AGAIN_S = 0.05
 _MAX_HOLDINGS = 5000
 
 
@@ -63,6 +65,13 @@ class NodeData:
             max_restarts=1_000_000,
         )
         deploy_in_place(self._orchestrator, spec)
+
+    def wait_until_ready(self, over: threading.Event, timeout_s: float) -> None:
+        """Wait for the data server to answer, but no longer than that, nor once ``over`` is set."""
+        deadline = time.monotonic() + timeout_s
+        while not self._home.data_ready_file.exists() and time.monotonic() < deadline:
+            if over.wait(_LOOK_AGAIN_S):
+                return
 
     def holdings(self, consent: Consent) -> list[dict[str, Any]]:
         """What the manager is told: counts by site and tags; those of last time while the server is away."""

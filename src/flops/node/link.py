@@ -101,10 +101,13 @@ class Link:
                 content += part
                 if len(content) > _MAX_ANSWER_BYTES:
                     raise FailedError(f"the manager at {self._url} said more than can be taken in")
-            if not response.is_success:
-                raise error_of(response)
+        # As one that was read at once: how it travelled is undone already.
+        wait = {"retry-after": response.headers["retry-after"]} if "retry-after" in response.headers else {}
+        whole = httpx.Response(response.status_code, headers=wait, content=content)
+        if not whole.is_success:
+            raise error_of(whole)
         try:
-            answer = httpx.Response(200, content=content).json()
+            answer = whole.json()
         except ValueError as error:
             raise FailedError(f"what answers at {self._url} is no manager") from error
         if not isinstance(answer, dict):

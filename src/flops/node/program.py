@@ -31,6 +31,7 @@ class Program:
 
     Args:
         wait_s: how long an answer of the manager may wait for news.
+        data_ready_s: how long the data server may take before the manager is told what there is.
     """
 
     def __init__(
@@ -41,11 +42,12 @@ class Program:
         manager: Manager,
         *,
         wait_s: float = WAIT_S,
+        data_ready_s: float = 20.0,
     ) -> None:
         self._home = home
         self._membership = membership
         self._manager = manager
-        self._wait_s = wait_s
+        self._wait_s, self._data_ready_s = wait_s, data_ready_s
         self._consent = home.consent()
         self._over = threading.Event()
         self._news = threading.Event()
@@ -71,6 +73,7 @@ class Program:
         teller.start()
         self._keep_status()
         try:
+            self._data.wait_until_ready(self._over, self._data_ready_s)
             return self._listen()
         finally:
             self._over.set()
