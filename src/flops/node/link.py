@@ -3,15 +3,16 @@
 import os
 import platform
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import httpx
 
 import flops
-from flops.client.errors import error_of, translated
-from flops.core.errors import FailedError
+from flops.client.errors import ManagerAwayError, NotAnsweredError, error_of, translated
+from flops.core.errors import FailedError, UnavailableError
 from flops.node.assignment import Assignment
 from flops.node.code import Bounded
 
@@ -84,7 +85,7 @@ class Link:
         with into.open("wb") as file:
             bounded = Bounded(file, assignment.code_bytes, check)
             with (
-                translated(self._url),
+                _reaching(self._url),
                 self._http.stream("GET", f"/v1/node/projects/{assignment.project}/code") as response,
             ):
                 if not response.is_success:
@@ -95,7 +96,7 @@ class Link:
             bounded.ended(assignment.code_sha256)
 
     def _json(self, method: str, path: str, body: Any) -> dict[str, Any]:
-        with translated(self._url), self._http.stream(method, path, json=body) as response:
+        with _reaching(self._url), self._http.stream(method, path, json=body) as response:
             content = b""
             for part in response.iter_bytes():
                 content += part
@@ -113,6 +114,18 @@ class Link:
         if not isinstance(answer, dict):
             raise FailedError(f"what answers at {self._url} is no manager")
         return answer
+
+
+@contextmanager
+def _reaching(url: str) -> Iterator[None]:
+    """Raises UnavailableError: the manager was not reached; in words for somebody who cannot start it."""
+    try:
+        with translated(url):
+            yield
+    except NotAnsweredError as error:
+        raise UnavailableError(f"the manager at {url} did not answer in time") from error
+    except ManagerAwayError as error:
+        raise UnavailableError(f"the manager at {url} cannot be reached ({error.__cause__})") from error
 
 
 def this_machine() -> dict[str, Any]:
