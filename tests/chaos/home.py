@@ -15,12 +15,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pyarrow.parquet as pq
+from psycopg.types.string import TextLoader
 
 from flops.cli import launch
 from flops.client import Client
+from flops.client.address import Address
 from flops.core.settings import Settings
 from tests.chaos.repository import TAG, make_table
+from tests.postgres import PostgresServer
 
 TERMINAL = ("finished", "failed", "stopped")
 
@@ -30,7 +34,7 @@ class Home:
 
     def __init__(self, folder: Path, environment: Mapping[str, str] | None = None) -> None:
         self.settings = Settings(home=folder)
-        self._command = [
+        self.command = [
             *("env", *(f"{name}={value}" for name, value in (environment or {}).items())),
             *(sys.executable, "-P", "-m", "flops.manager"),
         ]
@@ -38,7 +42,7 @@ class Home:
 
     def client(self) -> Client:
         """The manager, started where none runs, as any command would."""
-        return launch.ensure(self.settings, command=self._command)
+        return launch.ensure(self.settings, command=self.command)
 
     def manager_pid(self) -> int | None:
         """The living manager; None where there is none."""
@@ -118,3 +122,23 @@ class Home:
 
     def project_folder(self, project: str) -> Path:
         return self.settings.projects_dir / project
+
+
+class HomeOnPostgres(Home):
+    """Its manager's rows are on the server; they can be read while that is there."""
+
+    def __init__(self, folder: Path, server: PostgresServer) -> None:
+        self._server = server
+        self.url = server.database()
+        super().__init__(folder, {"FLOPS_DATABASE": self.url})
+
+    def query(self, sql: str, *values: Any, file: Path | None = None) -> list[tuple[Any, ...]]:
+        if file is not None:
+            return super().query(sql, *values, file=file)
+        with contextlib.closing(psycopg.connect(self.url)) as connection:
+            connection.adapters.register_loader("json", TextLoader)
+            return connection.execute(sql.replace("?", "%s").encode(), values).fetchall()
+
+    def stand_by(self) -> Address:
+        """One more manager: it waits, or acts where no other does."""
+        return launch.start_standby(self.settings, command=self.command)

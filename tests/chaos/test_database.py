@@ -1,39 +1,19 @@
 """A PostgreSQL that is killed under a project that trains, and away for a while: the same bits at the end."""
 
 import time
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-import psycopg
 import pytest
-from psycopg.types.string import TextLoader
 
 from tests.chaos.conftest import Require, submit
-from tests.chaos.home import Home
+from tests.chaos.home import HomeOnPostgres
 from tests.chaos.outcome import Outcome, outcome, problems
-from tests.postgres import PostgresServer, postgres_installed, postgres_server
+from tests.postgres import postgres_installed, postgres_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(600)]
 
 AWAY_S = (8.0, 0.5, 20.0)
 """How long it is away each time; the project needs some four seconds of undisturbed training."""
-
-
-class HomeOnPostgres(Home):
-    """Its manager's rows are on the server; they can be read while that is there."""
-
-    def __init__(self, folder: Path, server: PostgresServer) -> None:
-        self._server = server
-        self._url = server.database()
-        super().__init__(folder, {"FLOPS_DATABASE": self._url})
-
-    def query(self, sql: str, *values: Any, file: Path | None = None) -> list[tuple[Any, ...]]:
-        if file is not None:
-            return super().query(sql, *values, file=file)
-        with closing(psycopg.connect(self._url)) as connection:
-            connection.adapters.register_loader("json", TextLoader)
-            return connection.execute(sql.replace("?", "%s").encode(), values).fetchall()
 
 
 def test_a_project_outlives_a_database_that_is_killed(

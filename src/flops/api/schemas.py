@@ -22,9 +22,11 @@ class _Request(BaseModel):
 
 
 class Health(BaseModel):
-    status: Literal["ok"] = "ok"
+    status: Literal["ok", "standby"] = "ok"
     version: str
     pid: int
+    active: str | None = None
+    """Of a manager that stands by: where the one is that acts."""
 
 
 class Check(BaseModel):

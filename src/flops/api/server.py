@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 _GRACE_S = 3
 
 
-class _Server(uvicorn.Server):
+class QuietServer(uvicorn.Server):
     """A server that leaves signals to us: two of them live in one process."""
 
     @contextmanager
@@ -58,7 +58,7 @@ async def _serve(
     pages: Pages | None,
 ) -> None:
     loop = asyncio.get_running_loop()
-    servers: list[_Server] = []
+    servers: list[QuietServer] = []
 
     def stop() -> None:
         manager.broadcast.close()  # event streams end, so that nobody waits for them
@@ -88,12 +88,13 @@ async def _serve(
     ]
     # Both sockets listen already: whoever comes from now on is answered, a moment later at worst.
     url = home.announce(api)
+    manager.announce(url if network is None else network.url)
     log.info("listening on %s%s", url, f" and {network.url}" if network is not None else "")
     await asyncio.gather(*running)
 
 
-def _server(app: FastAPI, tls: TlsListener | None = None) -> _Server:
-    return _Server(
+def _server(app: FastAPI, tls: TlsListener | None = None) -> QuietServer:
+    return QuietServer(
         uvicorn.Config(
             app,
             ssl_certfile=tls.certificate if tls else None,

@@ -2,14 +2,17 @@
 
 import contextlib
 import fcntl
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from flops.client import Client, ManagerAwayError
-from flops.client.address import local_address, local_token
+from flops.client.address import Address, local_address, local_token, standby_addresses
 from flops.client.login import find_login
 from flops.core.errors import FailedError, FlopsError, InvalidInputError
 from flops.core.settings import Settings
@@ -18,6 +21,9 @@ _LOG_TAIL_LINES = 15
 _LOOK_AGAIN_S = 0.03
 _GRACE_S = 5.0
 _HEALTH_TIMEOUT_S = 5.0
+_TAKEOVER_S = 20.0
+
+_Found = TypeVar("_Found")
 
 
 def settings_here() -> Settings:
@@ -46,16 +52,24 @@ def find_here(settings: Settings) -> Client | None:
     since, and the token is for the manager alone.
     """
     address = local_address(settings)
-    if address is None:
+    if address is None or _health(address).get("status") != "ok":
         return None
+    return Client(address.url, local_token(settings))
+
+
+def standbys(settings: Settings) -> list[Address]:
+    """Managers of this FLOPS_HOME and machine that stand by, or take over right now."""
+    return [address for address in standby_addresses(settings) if _health(address)]
+
+
+def _health(address: Address) -> Mapping[str, Any]:
+    """What the process that wrote the address says of itself; empty: it does not answer there."""
     with Client(address.url, token="", attempts=1, timeout_s=_HEALTH_TIMEOUT_S) as anonymous:
         try:
             health = anonymous.get_health()
         except FlopsError:
-            return None
-    if health.get("pid") != address.pid:
-        return None
-    return Client(address.url, local_token(settings))
+            return {}
+    return health if health.get("pid") == address.pid else {}
 
 
 def ensure(
@@ -83,13 +97,71 @@ def ensure(
     with _turn(settings.home / "start.lock"):
         if client := find(settings):
             return client
+        if standbys(settings):
+            announce("waiting for the manager that takes over")
+            if client := _wait_for_takeover(settings):
+                return client
         announce("starting the manager")
         options = [] if port is None else ["--port", str(port)]
         options += [] if listen is None else ["--listen", listen]
-        return _start(settings, options, command, deadline_s)
+        return _start(settings, options, command, deadline_s, lambda _: find_here(settings))
 
 
-def _start(settings: Settings, options: Sequence[str], command: Sequence[str], deadline_s: float) -> Client:
+def start_standby(
+    settings: Settings,
+    *,
+    port: int | None = None,
+    command: Sequence[str] = (sys.executable, "-P", "-m", "flops.manager"),
+    deadline_s: float = 60.0,
+) -> Address:
+    """Start one more manager that stands by; where none acts, it does so itself.
+
+    Raises:
+        FailedError: it ended or did not answer within the deadline; holds the tail of its log.
+    """
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    options = ["--standby", *([] if port is None else ["--port", str(port)])]
+
+    def started(pid: int) -> Address | None:
+        own = local_address(settings)
+        for address in [*standby_addresses(settings), *([own] if own is not None else [])]:
+            health = _health(address) if address.pid == pid else {}
+            if health.get("status") == "ok" or health.get("active"):
+                return address
+        return None
+
+    return _start(settings, options, command, deadline_s, started)
+
+
+def end_standbys(settings: Settings) -> int:
+    """End the managers that stand by on this machine; answers how many. The one that acts goes on."""
+    ended = 0
+    for address in standbys(settings):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(address.pid, signal.SIGTERM)
+            ended += 1
+        deadline = time.monotonic() + _GRACE_S
+        while address in standby_addresses(settings) and time.monotonic() < deadline:
+            time.sleep(_LOOK_AGAIN_S)
+    return ended
+
+
+def _wait_for_takeover(settings: Settings) -> Client | None:
+    deadline = time.monotonic() + _TAKEOVER_S
+    while time.monotonic() < deadline:
+        if client := find_here(settings):
+            return client
+        time.sleep(_LOOK_AGAIN_S)
+    return None
+
+
+def _start(
+    settings: Settings,
+    options: Sequence[str],
+    command: Sequence[str],
+    deadline_s: float,
+    started: Callable[[int], _Found | None],
+) -> _Found:
     settings.logs_dir.mkdir(parents=True, exist_ok=True)
     log = settings.logs_dir / "manager.log"
     arguments = [*command, "--home", str(settings.home), *options]
@@ -106,9 +178,9 @@ def _start(settings: Settings, options: Sequence[str], command: Sequence[str], d
     deadline = time.monotonic() + deadline_s
     try:
         while time.monotonic() < deadline:
-            if client := find_here(settings):
+            if found := started(process.pid):
                 process.returncode = 0  # it outlives us on purpose: no warning when the Popen is dropped
-                return client
+                return found
             if (code := process.poll()) is not None:
                 raise FailedError(
                     f"the manager could not start (exit code {code}) - its log, {log}, ends with:\n"

@@ -48,12 +48,19 @@ def up(
         str | None,
         typer.Option(metavar="HOST[:PORT]", help="Answer other machines as well, over TLS; such as 0.0.0.0."),
     ] = None,
+    standby: Annotated[
+        bool,
+        typer.Option("--standby", help="One more, which takes over when the one that acts has ended."),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Start the manager of this machine; other commands do so when they need it."""
     from flops.cli.launch import ensure, find_here, settings_here
 
     settings = settings_here()
+    if standby or settings.standby:
+        _stand_by(settings, port, as_json=as_json)
+        return
     running = find_here(settings)
     with running or ensure(settings, port=port, listen=listen, announce=note) as client:
         health = client.get_health()
@@ -71,6 +78,21 @@ def up(
         say(f"the admin's token, shown this once: {shared['admin_token']}")
     if running and port is not None and not client.url.endswith(f":{port}"):
         note(f"it keeps its port - for port {port}: 'flops down', then 'flops up --port {port}'")
+
+
+def _stand_by(settings: "Settings", port: int | None, *, as_json: bool) -> None:
+    from flops.cli.launch import start_standby
+    from flops.client import Client
+
+    address = start_standby(settings, port=port)
+    with Client(address.url, token="") as client:
+        health = client.get_health()
+    if as_json:
+        print_json({"url": address.url, **health})
+    elif health["status"] == "standby":
+        say(f"a manager stands by for {health['active']}: {address.url} (pid {health['pid']})")
+    else:
+        say(f"no other manager acts, so this one does: {address.url} (pid {health['pid']})")
 
 
 def _shared(settings: "Settings", client: "Client") -> dict[str, str]:
@@ -91,10 +113,11 @@ def down(
     as_json: JsonFlag = False,
 ) -> None:
     """Stop the manager of this machine and what it started."""
-    from flops.cli.launch import find_here, settings_here, wait_until_gone
+    from flops.cli.launch import end_standbys, find_here, settings_here, wait_until_gone
     from flops.core.errors import UnavailableError
 
     settings = settings_here()
+    end_standbys(settings)  # none of this machine is to take over
     client = find_here(settings)
     if client is None:
         _tell_down(was_running=False, as_json=as_json)

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 from flops.core.errors import UnauthorizedError
 from flops.core.settings import Settings
@@ -17,8 +18,18 @@ class Address:
 
 def local_address(settings: Settings) -> Address | None:
     """None: no manager has said anything, or one was killed while it did."""
+    return _read(settings.address_file)
+
+
+def standby_addresses(settings: Settings) -> list[Address]:
+    """Of managers that stand by, as far as they have not been killed since."""
+    found = [_read(file) for file in sorted(settings.standby_dir.glob("*.json"))]
+    return [address for address in found if address is not None]
+
+
+def _read(file: Path) -> Address | None:
     try:
-        value = json.loads(settings.address_file.read_text())
+        value = json.loads(file.read_text())
         return Address(url=str(value["url"]), pid=int(value["pid"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None

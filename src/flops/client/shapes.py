@@ -133,9 +133,10 @@ class FragmentView(TypedDict):
 
 
 class Health(TypedDict):
-    status: NotRequired[Literal["ok"]]
+    status: NotRequired[Literal["ok", "standby"]]
     version: str
     pid: int
+    active: NotRequired[str | None]
 
 
 class Holding(TypedDict):

@@ -17,7 +17,8 @@ ORCHESTRATORS = ("process", "docker", "swarm")
 class Settings:
     """The lay-out of one FLOPS_HOME, and what the operator configured.
 
-    One FLOPS_HOME belongs to one manager (kept by a lock file); everything FLOps stores is below it.
+    One FLOPS_HOME belongs to one manager (kept by a lock file), or to those that share its PostgreSQL, one of
+    which acts; everything FLOps stores is below it.
     """
 
     home: Path
@@ -47,6 +48,10 @@ class Settings:
     database_url: str | None = field(default=None, repr=False)
     """``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``, never shown; None: SQLite below ``home``."""
 
+    standby: bool = False
+    """Whether a manager waits until the one that acts on the same ``database_url`` has ended, and then takes
+    over."""
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] = os.environ) -> "Settings":
         """Raises: ValueError: a variable cannot be understood."""
@@ -61,6 +66,9 @@ class Settings:
         for name, value in (("FLOPS_PORT", port), ("FLOPS_MAX_RUNNING", running)):
             if not value.isdecimal() or len(value) > 9:
                 raise ValueError(f"{name} must be a number (is '{value[:40]}')")
+        standby = environment.get("FLOPS_STANDBY") or "0"
+        if standby not in ("0", "1"):
+            raise ValueError(f"FLOPS_STANDBY is '{standby[:40]}' - use 1, or leave it out")
         if int(running) == 0:
             raise ValueError("FLOPS_MAX_RUNNING is 0 - one project must be able to run")
         return cls(
@@ -76,6 +84,7 @@ class Settings:
             registry=environment.get("FLOPS_REGISTRY") or None,
             base_image=environment.get("FLOPS_BASE_IMAGE") or None,
             database_url=environment.get("FLOPS_DATABASE") or None,
+            standby=standby == "1",
         )
 
     # files of the manager
@@ -92,6 +101,11 @@ class Settings:
     def address_file(self) -> Path:
         """JSON ``{"url", "pid"}`` of the running manager."""
         return self.home / "manager.json"
+
+    @property
+    def standby_dir(self) -> Path:
+        """An address file like that for each manager that stands by."""
+        return self.home / "standby"
 
     @property
     def token_file(self) -> Path:

@@ -9,17 +9,29 @@ import dataclasses
 import json
 import logging
 import os
+import signal
+import socket
 import sys
+import threading
 import time
 from pathlib import Path
 
-from flops.api import serve
+import sqlalchemy as sa
+
+from flops.api import Standby, serve
 from flops.core.errors import ConflictError, FlopsError, InvalidInputError
 from flops.core.settings import Settings
-from flops.manager.home import claim_home
+from flops.manager.databases import open_own_database
+from flops.manager.home import Home, claim_home
 from flops.manager.manager import Manager
 from flops.manager.orchestrators import open_orchestrator, open_programs, recall
+from flops.persistence import lease_of
 from flops.web import Web
+
+log = logging.getLogger("flops.manager")
+
+LOST_EXIT_CODE = 4
+"""Another manager has taken over."""
 
 
 class JsonLines(logging.Formatter):
@@ -42,47 +54,107 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a manager; answers the exit code."""
     try:
         settings = recall(_settings(arguments))
-        home = claim_home(settings)
+        home = claim_home(settings, shared=settings.database_url is not None)
     except FlopsError as error:
         return _refuse(error)
     try:
         try:
-            programs = open_programs(settings)
-            orchestrator = open_orchestrator(settings, programs)
-            listeners = home.listen(), home.listen_for_reports()
-            network = home.listen_on_network()
-            remote = home.listen_for_remote_reports(orchestrator.host) if orchestrator.runs_images else None
+            api = home.listen()
+            database = _stand_by(settings, home, api) if settings.standby else open_own_database(settings)
         except FlopsError as error:
             return _refuse(error)
-        _log_to_stderr()
+        if database is None:
+            return 0
         try:
-            manager = Manager(
-                settings,
-                programs=programs,
-                orchestrator=orchestrator,
-                reports_url=remote.url if remote is not None else None,
-            )
-        except FlopsError as error:
-            return _refuse(error)
-        try:
-            try:
-                manager.start()
-            except ConflictError as error:
-                return _refuse(error)
-            serve(manager, home, *listeners, remote=remote, network=network, pages=Web())
-            if not manager.active():
-                manager.shut_down()
+            return _manage(recall(settings), home, api, database)
         finally:
-            manager.close()
-        return 0
+            home.withdraw()
+            database.dispose()
     finally:
         home.leave()
+
+
+def _stand_by(settings: Settings, home: Home, api: socket.socket) -> sa.Engine | None:
+    """Wait until no other manager acts; None: the waiting was ended by a signal."""
+    from flops.persistence.lease import GivenUp, Holder, StandBy
+
+    _log_to_stderr()
+    given_up = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: given_up.set())
+    standby = Standby(api)
+
+    def told(holder: Holder) -> None:
+        log.info("standing by for %s", holder)
+        standby.tell(holder.address, str(holder))
+
+    log.info("standing by at %s", home.announce_standby(api))
+    try:
+        database = open_own_database(settings, StandBy(given_up, told))
+    except GivenUp:
+        return None
+    finally:
+        standby.close()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    if given_up.is_set():
+        database.dispose()
+        return None
+    log.info("no other manager acts any more: this one takes over")
+    return database
+
+
+def _manage(settings: Settings, home: Home, api: socket.socket, database: sa.Engine) -> int:
+    lease = lease_of(database)
+    if lease is not None:
+        lease.on_lost = _end_at_once
+    may_act = (lambda: lease.holds) if lease is not None else (lambda: True)
+    try:
+        programs = open_programs(settings, may_act)
+        orchestrator = open_orchestrator(settings, programs, may_act)
+        reports = home.listen_for_reports()
+        network = home.listen_on_network()
+        remote = home.listen_for_remote_reports(orchestrator.host) if orchestrator.runs_images else None
+        _log_to_stderr()
+        manager = Manager(
+            settings,
+            programs=programs,
+            orchestrator=orchestrator,
+            reports_url=remote.url if remote is not None else None,
+            database=database,
+        )
+    except FlopsError as error:
+        return _refuse(error)
+    try:
+        try:
+            manager.start()
+        except ConflictError as error:
+            return _refuse(error)
+        serve(manager, home, api, reports, remote=remote, network=network, pages=Web())
+        if not manager.active():
+            manager.shut_down()
+    finally:
+        home.withdraw()  # before the lease ends with the manager: another one may announce itself then
+        manager.close()
+    return 0
+
+
+def _end_at_once(reason: str) -> None:
+    """Another manager acts: nothing may be cleaned up here, all of it is that one's."""
+    log.critical("%s: the process ends", reason)
+    logging.shutdown()
+    os._exit(LOST_EXIT_CODE)
 
 
 def _settings(arguments: list[str] | None) -> Settings:
     parser = argparse.ArgumentParser(prog="python -m flops.manager", description="Run a FLOps manager.")
     parser.add_argument("--home", type=Path, help="FLOPS_HOME; default: the variable, else ~/.flops")
     parser.add_argument("--port", type=int, help="of the REST API on 127.0.0.1; default: any free one")
+    parser.add_argument(
+        "--standby",
+        action="store_true",
+        help="wait until the manager that acts on the same PostgreSQL has ended, then take over",
+    )
     parser.add_argument("--listen", help="HOST[:PORT] where it answers other machines as well, over TLS")
     options = parser.parse_args(arguments)
     try:
@@ -94,6 +166,13 @@ def _settings(arguments: list[str] | None) -> Settings:
         settings = dataclasses.replace(settings, home=options.home.expanduser().absolute())
     if options.listen is not None:
         settings = dataclasses.replace(settings, listen=options.listen)
+    if options.standby:
+        settings = dataclasses.replace(settings, standby=True)
+    if settings.standby and settings.database_url is None:
+        raise InvalidInputError(
+            "a manager on SQLite has nobody to stand by for it - name a PostgreSQL that both share with "
+            "FLOPS_DATABASE"
+        )
     if options.port is not None:
         settings = dataclasses.replace(settings, port=options.port)
     if not 0 <= settings.port < 1 << 16:
@@ -102,6 +181,8 @@ def _settings(arguments: list[str] | None) -> Settings:
 
 
 def _log_to_stderr() -> None:
+    if logging.getLogger().handlers:
+        return
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])

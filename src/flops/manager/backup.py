@@ -36,6 +36,7 @@ MANIFEST = "manifest.json"
 SUMS = "sha256.json"
 REVISIONS = "alembic_version"
 """The table of the migrations' own; `manifest.json` has what it says."""
+_NOT_KEPT = (REVISIONS, "manager_lease")
 RESTORED = "restored"
 """In what a project's training came to: true after a restore, which brings no checkpoints."""
 _PART_BYTES = 1 << 20
@@ -130,8 +131,9 @@ def reflected(connection: sa.Connection) -> sa.MetaData:
     """The tables as they are at present, whatever the code says; JSON's null is SQL's, as in all of ours."""
     found = sa.MetaData()
     found.reflect(connection)
-    if REVISIONS in found.tables:
-        found.remove(found.tables[REVISIONS])
+    for name in _NOT_KEPT:
+        if name in found.tables:
+            found.remove(found.tables[name])
     for table in found.tables.values():
         for column in table.columns:
             if isinstance(column.type, sa.JSON):

@@ -5,6 +5,7 @@ database would take the folders that it finds for leftovers, and remove them.
 import json
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 
@@ -13,18 +14,40 @@ from flops.core.settings import Settings
 from flops.manager.paths import models_dir, write_private_json
 from flops.persistence import database_place, open_database
 
+if TYPE_CHECKING:
+    from flops.persistence.lease import StandBy
+
 _SQLITE = "SQLite"
 
 
-def open_own_database(settings: Settings) -> sa.Engine:
+def open_own_database(settings: Settings, standing_by: "StandBy | None" = None) -> sa.Engine:
     """The database of the settings, for one manager alone; remembered for the next one.
 
+    Args:
+        standing_by: wait until no other manager acts on it.
     Raises:
         ConflictError: the home's projects are in another one, or another manager is in this one.
         Others: see `open_database`.
     """
-    now = database_place(settings.database_url) if settings.database_url else _SQLITE
-    last = _last(settings)
+    check_database(settings)
+    engine = open_database(settings.database_url or settings.database, alone=True, standing_by=standing_by)
+    if not is_remembered(settings):
+        remember_database(settings)
+    return engine
+
+
+def is_remembered(settings: Settings) -> bool:
+    """Whether the last manager of the home worked with the database of the settings."""
+    return _last(settings) == _now(settings)
+
+
+def remember_database(settings: Settings) -> None:
+    write_private_json(_file(settings), {"database": _now(settings)})
+
+
+def check_database(settings: Settings) -> None:
+    """Raises: ConflictError: the home's projects are in another database."""
+    now, last = _now(settings), _last(settings)
     if last is not None and last != now and _holds_anything(settings):
         way = "without FLOPS_DATABASE" if last == _SQLITE else f"with a FLOPS_DATABASE of {last}"
         raise ConflictError(
@@ -32,10 +55,10 @@ def open_own_database(settings: Settings) -> sa.Engine:
             f"{way}, take a backup there and restore it for {now} in another FLOPS_HOME; or, where that "
             f"database itself was moved, remove {_file(settings)}"
         )
-    engine = open_database(settings.database_url or settings.database, alone=True)
-    if last != now:
-        write_private_json(_file(settings), {"database": now})
-    return engine
+
+
+def _now(settings: Settings) -> str:
+    return database_place(settings.database_url) if settings.database_url else _SQLITE
 
 
 def _last(settings: Settings) -> str | None:

@@ -1,8 +1,15 @@
-"""A FLOPS_HOME belongs to one manager: the lock, the token, the address and the port."""
+"""A FLOPS_HOME belongs to one manager: the lock, the token, the address and the port.
+
+Managers of one PostgreSQL share the lock, and the lease in that database tells who of them acts: a lock would
+stay with one that is frozen.
+"""
 
 import fcntl
+import json
 import os
 import socket
+import time
+import uuid
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -10,10 +17,12 @@ from pathlib import Path
 
 from flops.core.errors import ConflictError, InvalidInputError, UnavailableError
 from flops.core.settings import Settings
+from flops.manager.databases import check_database, is_remembered, remember_database
 from flops.manager.paths import read_or_make_token, write_private, write_private_json
 
 DEFAULT_PORT = 8780
 """Of the REST API for other machines."""
+_STARTS_WITHIN_S = 5.0
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - what an operator may ask for
 
 
@@ -32,6 +41,10 @@ class TlsListener:
         return remote_url(self.names[0], self.listener.getsockname()[1])
 
 
+def local_url(listener: socket.socket) -> str:
+    return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+
 def remote_url(host: str, port: int) -> str:
     return f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
 
@@ -39,8 +52,10 @@ def remote_url(host: str, port: int) -> str:
 class Home:
     """A claimed FLOPS_HOME; the claim ends with the process, however it ends."""
 
-    def __init__(self, settings: Settings, lock_fd: int) -> None:
+    def __init__(self, settings: Settings, lock_fd: int, *, shared: bool = False) -> None:
         self.settings = settings
+        self._shared = shared
+        self._standby_file = settings.standby_dir / f"{uuid.uuid4().hex[:12]}.json"
         self.token = read_or_make_token(settings.token_file)
         self._lock_fd = lock_fd
 
@@ -51,7 +66,7 @@ class Home:
             ConflictError: the wanted port is taken.
         """
         wanted = self.settings.port
-        last = self._last_port()
+        last = 0 if self.settings.standby else self._last_port()  # which is that of the one who acts
         for port in [wanted] if wanted else [last, 0]:
             listener = _stream_socket(socket.AF_INET)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -61,7 +76,6 @@ class Home:
             except OSError:
                 listener.close()
                 continue
-            write_private(self._port_file, f"{listener.getsockname()[1]}\n")
             return listener
         raise ConflictError(
             f"port {wanted} on 127.0.0.1 is taken - choose another with --port, or leave it out for any "
@@ -132,14 +146,35 @@ class Home:
 
     def announce(self, listener: socket.socket) -> str:
         """Write the address file: from now on callers find this manager."""
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        url = local_url(listener)
+        write_private(self._port_file, f"{listener.getsockname()[1]}\n")
         write_private_json(self.settings.address_file, {"url": url, "pid": os.getpid()})
+        self._standby_file.unlink(missing_ok=True)
         return url
 
+    def announce_standby(self, listener: socket.socket) -> str:
+        """Write an address file of its own for a manager that waits; until it is announced itself."""
+        url = local_url(listener)
+        self.settings.standby_dir.mkdir(mode=0o700, exist_ok=True)
+        write_private_json(self._standby_file, {"url": url, "pid": os.getpid()})
+        return url
+
+    def withdraw(self) -> None:
+        """Nobody finds this manager any more; one that has taken over stays found. Before its lease ends."""
+        if not self._shared or self._is_announced():
+            self.settings.address_file.unlink(missing_ok=True)
+            self.settings.manager_socket.unlink(missing_ok=True)
+
+    def _is_announced(self) -> bool:
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            announced = json.loads(self.settings.address_file.read_text(encoding="utf-8"))
+            return bool(announced["pid"] == os.getpid())
+        return False
+
     def leave(self) -> None:
-        """Nobody finds this manager any more, and another may come."""
-        self.settings.address_file.unlink(missing_ok=True)
-        self.settings.manager_socket.unlink(missing_ok=True)
+        """Another manager may come."""
+        self.withdraw()
+        self._standby_file.unlink(missing_ok=True)
         if self.settings.home not in self.settings.run_dir.parents:
             with suppress(OSError):  # sockets of services that go on are still in it
                 self.settings.run_dir.rmdir()
@@ -206,23 +241,55 @@ def _addresses() -> list[str]:
     return [str(entry[4][0]).partition("%")[0] for entry in found]
 
 
-def claim_home(settings: Settings) -> Home:
+def claim_home(settings: Settings, *, shared: bool = False) -> Home:
     """Take the lock of the FLOPS_HOME.
 
+    Args:
+        shared: with other managers of the same PostgreSQL.
     Raises:
-        ConflictError: another manager has it.
+        ConflictError: another manager has it, or the home's projects are in another database.
     """
     settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
     fd = os.open(settings.lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        pid = os.pread(fd, 32, 0).decode().strip() or "unknown"
+        if shared:
+            _share(fd, settings)
+        else:
+            _lock(fd, fcntl.LOCK_EX, settings)
+        os.ftruncate(fd, 0)
+        if not shared:
+            os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    except BaseException:
         os.close(fd)
+        raise
+    return Home(settings, fd, shared=shared)
+
+
+def _share(fd: int, settings: Settings) -> None:
+    """Share the lock with whoever works with the same database; to change that needs the home alone."""
+    deadline = time.monotonic() + _STARTS_WITHIN_S
+    while True:
+        known = is_remembered(settings)
+        try:
+            _lock(fd, fcntl.LOCK_SH if known else fcntl.LOCK_EX, settings)
+        except ConflictError:  # somebody who starts has it alone for a moment
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+            continue
+        break
+    if not known:
+        check_database(settings)
+        remember_database(settings)
+        fcntl.flock(fd, fcntl.LOCK_SH)
+
+
+def _lock(fd: int, mode: int, settings: Settings) -> None:
+    try:
+        fcntl.flock(fd, mode | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        pid = os.pread(fd, 32, 0).decode().strip()
+        who = f"another manager (pid {pid})" if pid else "another manager, of another database,"
         raise ConflictError(
-            f"another manager (pid {pid}) already uses {settings.home} - stop it with 'flops down', "
-            "or choose another FLOPS_HOME"
+            f"{who} already uses {settings.home} - stop it with 'flops down', or choose another FLOPS_HOME"
         ) from error
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return Home(settings, fd)

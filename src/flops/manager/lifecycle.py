@@ -56,6 +56,8 @@ class Surroundings:
     """Sees to it that data servers and the recorder run."""
     step_arguments: Callable[[str], dict[str, Any]] = lambda step: {}
     """What a step has to know that no project says."""
+    check_lease: Callable[[], None] = lambda: None
+    """Raises what is waited for without end where this manager must not act."""
 
 
 class Lifecycle:
@@ -113,6 +115,7 @@ class Lifecycle:
             Superseded, Cancelled: somebody asked for something else meanwhile: call again.
             FlopsError: the project cannot go on.
         """
+        self._all.check_lease()
         project = self._store.project(self._project)
         if project.state is not State.PREPARING:
             self._preparing.close()

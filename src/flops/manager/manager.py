@@ -15,6 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import sqlalchemy as sa
+
 from flops.core.clock import Clock, SystemClock
 from flops.core.errors import (
     ConflictError,
@@ -72,7 +74,8 @@ from flops.manager.support import Support
 from flops.manager.tracker import Tracker
 from flops.manager.uploads import Upload
 from flops.manager.views import joined_node_view, model_view, project_view
-from flops.orchestration import Orchestrator, ServiceStatus
+from flops.orchestration import Orchestrator, PermittedOrchestrator, ServiceStatus
+from flops.persistence import lease_of
 from flops.tracking import Spool
 
 log = logging.getLogger(__name__)
@@ -91,6 +94,7 @@ class Manager:
         programs: runs programs of this machine; None: processes.
         orchestrator: runs projects' services; None: ``programs`` does.
         reports_url: where services that are images report; needed by an orchestrator that runs them.
+        database: of `open_own_database`; None: opened here.
         step_runner, clock: replaced in tests.
     """
 
@@ -101,6 +105,7 @@ class Manager:
         programs: Orchestrator | None = None,
         orchestrator: Orchestrator | None = None,
         reports_url: str | None = None,
+        database: sa.Engine | None = None,
         step_runner: Callable[[ProjectId], StepRunner] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -110,8 +115,9 @@ class Manager:
             folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         _claim_run_dir(settings.run_dir)
         self.broadcast = Broadcast()
-        database = open_own_database(settings)
+        database = database if database is not None else open_own_database(settings)
         self._database = database
+        self._lease = lease_of(database)
         self.figures = Figures()
         self._store = Store(database, self._clock, self.broadcast.notify, self.figures)
         self.figures.watch_projects(self._store.counts)
@@ -119,10 +125,10 @@ class Manager:
         self.identity = IdentityStore(database, self._clock)
         self.identity.ensure_admin()
         self.audit = AuditLog(database, self._clock)
-        self._programs = programs or orchestrator or open_programs(settings)
-        base = orchestrator or self._programs
+        self._programs = self._permitted(programs or orchestrator or open_programs(settings, self.may_act))
+        base = self._permitted(orchestrator) if orchestrator is not None else self._programs
         self.joined = JoinedNodes(settings.home / "joined", database, self._clock, self.broadcast)
-        self._orchestrator: Orchestrator = Placing(base, self.joined)
+        self._orchestrator = self._permitted(Placing(base, self.joined))
         ports = Ports(settings.home / "ports.json")
         self._builds = ImageBuilds(settings, self._programs, base, ports, self._call_step)
         self._ground: Ground = ProgramGround(settings, ports)
@@ -151,6 +157,7 @@ class Manager:
                 inference=self._inference,
                 support=self._ensure_support,
                 step_arguments=self._step_arguments,
+                check_lease=self._check_lease,
             )
         )
         self._data_calls = threading.BoundedSemaphore(_DATA_CALLS_AT_ONCE)
@@ -720,6 +727,24 @@ class Manager:
         """Whether a project is neither at its end nor paused."""
         return any(not row.resting for row in self._store.projects())
 
+    def announce(self, url: str) -> None:
+        """Let managers that stand by know where this one answers."""
+        if self._lease is not None:
+            self._lease.announce(url)
+
+    def may_act(self) -> bool:
+        """Whether no other manager may do so now."""
+        return self._lease is None or self._lease.holds
+
+    def _check_lease(self) -> None:
+        if self._lease is not None:
+            self._lease.check()
+
+    def _permitted(self, orchestrator: Orchestrator) -> Orchestrator:
+        if self._lease is None:
+            return orchestrator
+        return PermittedOrchestrator(orchestrator, self._lease.check)
+
     def _statuses(self, project: ProjectId) -> dict[str, ServiceStatus]:
         """What the orchestrator says of services; nothing while it is away."""
         try:
@@ -729,7 +754,7 @@ class Manager:
             return {}
 
     def _step_process(self, project: ProjectId) -> StepRunner:
-        return StepProcess(ProjectPaths.of(self.settings, project).logs / "preparation.log")
+        return StepProcess(ProjectPaths.of(self.settings, project).logs / "preparation.log", self._lease)
 
     def _call_data(self, step: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         self._ensure_support(recorder=False)
@@ -755,7 +780,7 @@ class Manager:
 
     @contextmanager
     def _one_step_process(self) -> Iterator[StepProcess]:
-        process = StepProcess(self.settings.logs_dir / "data-calls.log")
+        process = StepProcess(self.settings.logs_dir / "data-calls.log", self._lease)
         try:
             yield process
         finally:

@@ -5,7 +5,7 @@ the same place, whatever the environment says that it is started in.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +19,10 @@ from flops.orchestration import Orchestrator, ProcessOrchestrator
 
 _REMEMBERED = ("orchestrator", "docker_host", "advertise", "registry", "base_image")
 PROCESS = "process"
+
+
+def _always() -> bool:
+    return True
 
 
 def recall(settings: Settings) -> Settings:
@@ -50,16 +54,19 @@ def remember(settings: Settings, unsettled: Sequence[ProjectId]) -> None:
     write_private_json(_file(settings), now)
 
 
-def open_programs(settings: Settings) -> Orchestrator:
+def open_programs(settings: Settings, may_act: Callable[[], bool] = _always) -> Orchestrator:
     """What runs programs of this machine."""
-    return ProcessOrchestrator(settings.services_dir, settings.logs_dir / "services")
+    return ProcessOrchestrator(settings.services_dir, settings.logs_dir / "services", may_act=may_act)
 
 
-def open_orchestrator(settings: Settings, programs: Orchestrator) -> Orchestrator:
+def open_orchestrator(
+    settings: Settings, programs: Orchestrator, may_act: Callable[[], bool] = _always
+) -> Orchestrator:
     """What runs projects' services.
 
     Args:
         programs: runs programs of this machine.
+        may_act: whether this manager may, for what orchestrators do by themselves.
     Raises:
         UnavailableError: its engine does not answer.
     """
@@ -73,11 +80,14 @@ def open_orchestrator(settings: Settings, programs: Orchestrator) -> Orchestrato
             home=home_id(settings.home),
             url=settings.docker_host,
             advertise=settings.advertise,
+            may_act=may_act,
         )
     if settings.orchestrator == "swarm":
         from flops.orchestration.swarm import SwarmOrchestrator
 
-        return SwarmOrchestrator(settings.docker_host, settings.home, advertise=settings.advertise)
+        return SwarmOrchestrator(
+            settings.docker_host, settings.home, advertise=settings.advertise, may_act=may_act
+        )
     return programs
 
 

@@ -7,22 +7,28 @@ same to itself.
 """
 
 import json
+import mmap
 import os
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
-from typing import IO, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from flops.core.disk import DiskFullError, disk_full, is_full
 from flops.core.errors import BY_CODE, FailedError, FlopsError
+from flops.core.term import boot_time, lease_end
 from flops.manager.cancellation import Cancellation
 from flops.manager.process_tree import kill_tree
+
+if TYPE_CHECKING:
+    from flops.persistence.lease import Lease
 from flops.orchestration import step_aside
 
 Progress = Callable[[str], None]
@@ -30,6 +36,7 @@ Progress = Callable[[str], None]
 _NICE = 10
 """Steps leave the processors to the manager, which is asked for the projects' progress meanwhile."""
 _LAST_LINES = 5
+_LOOK_AT_LEASE_S = 0.2
 _ATTEMPTS = 5
 # Not by -m: the package imports this module, which would then exist twice.
 _PROGRAM = "from flops.manager.step_process import main; main()"
@@ -60,10 +67,16 @@ class StepRunner(Protocol):
 
 
 class StepProcess:
-    """The manager's end. Started with the first step; one thread at a time."""
+    """The manager's end. Started with the first step; one thread at a time.
 
-    def __init__(self, log: Path) -> None:
+    Args:
+        lease: of the manager, where it has one: no step begins without it, and a process whose manager does
+            not renew it, frozen maybe, ends by itself.
+    """
+
+    def __init__(self, log: Path, lease: "Lease | None" = None) -> None:
         self._log = log
+        self._lease = lease
         self._process: subprocess.Popen[str] | None = None
 
     def run(
@@ -89,6 +102,8 @@ class StepProcess:
         """Run the step; one whose process was killed, for memory or by somebody, is run again a few times."""
         for attempt in range(1, _ATTEMPTS + 1):
             cancellation.check()
+            if self._lease is not None:
+                self._lease.check()
             process = self._start()
             with cancellation.calling(self._kill):
                 answer = self._ask(process, {"step": step, "request": dict(request)}, progress)
@@ -119,9 +134,11 @@ class StepProcess:
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._log.parent.mkdir(parents=True, exist_ok=True)
+            shared = [self._lease.until_fd] if self._lease is not None else []
             with self._log.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-P", "-c", _PROGRAM],
+                    [sys.executable, "-P", "-c", _PROGRAM, *map(str, shared)],
+                    pass_fds=shared,
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -192,6 +209,9 @@ def main() -> None:
     """Read requests from standard input and answer them, until it ends."""
     from flops.manager.steps import run_step
 
+    for fd in sys.argv[1:]:
+        os.set_inheritable(int(fd), False)  # the user's code has no business with it
+        threading.Thread(target=_end_with_lease, args=(int(fd),), daemon=True).start()
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     # Whatever a library prints must not get between the answers.
     os.dup2(2, 1)
@@ -229,3 +249,12 @@ def _pump(lines: IO[str], requests: "SimpleQueue[str]") -> None:
         requests.put(line)
     kill_tree(os.getpid(), itself=False)
     os._exit(0)
+
+
+def _end_with_lease(fd: int) -> None:
+    """End the process with all that it started once its manager may not act any more."""
+    with mmap.mmap(fd, mmap.PAGESIZE, prot=mmap.PROT_READ) as until:
+        while boot_time() < lease_end(until):
+            time.sleep(_LOOK_AT_LEASE_S)
+    kill_tree(os.getpid(), itself=False)
+    os.kill(os.getpid(), signal.SIGKILL)  # not by itself: it is to be started again

@@ -16,6 +16,7 @@ Promises of every adapter:
 
 from flops.orchestration.fake import FakeOrchestrator
 from flops.orchestration.linux import step_aside
+from flops.orchestration.permitted import PermittedOrchestrator
 from flops.orchestration.port import (
     LIVE_STATES,
     SECRETS,
@@ -40,6 +41,7 @@ __all__ = [
     "File",
     "Node",
     "Orchestrator",
+    "PermittedOrchestrator",
     "ProcessOrchestrator",
     "ServiceSpec",
     "ServiceState",

@@ -68,6 +68,7 @@ _T = TypeVar("_T")
 _DEFAULT_URL = "unix:///var/run/docker.sock"
 _LOG_LIMIT_BYTES = 10 << 20
 _KILL_TIMEOUT_S = 15.0
+_REFUSED_PAUSE_S = 0.5
 _AWAY_PAUSE_S = 2.0
 _AT_ONCE = 8
 
@@ -113,6 +114,7 @@ class DockerOrchestrator:
         clock: Clock | None = None,
         backoff_s: float = 0.5,
         labels: Mapping[str, str] | None = None,
+        may_act: Callable[[], bool] = lambda: True,
     ) -> None:
         url = url or os.environ.get("DOCKER_HOST") or _DEFAULT_URL
         if not url.startswith("unix://"):
@@ -121,6 +123,7 @@ class DockerOrchestrator:
                 " or use the orchestrator 'swarm'"
             )
         self._clock = clock or SystemClock()
+        self._may_act = may_act
         self._backoff_s = backoff_s
         self._labels = dict(labels or {})
         self._records = ServiceFiles(state_dir, Deployment.from_json)
@@ -447,6 +450,10 @@ class DockerOrchestrator:
             with self._changed:
                 now = self._clock.monotonic()
                 due = [s for s in self._services.values() if s.restart_at is not None and s.restart_at <= now]
+                if not self._may_act():
+                    for waits in due:
+                        waits.restart_at = now + _REFUSED_PAUSE_S
+                    due = []
             _at_once(self._restart, due)
         finally:
             self._deliver()

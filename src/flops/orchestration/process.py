@@ -7,7 +7,7 @@ environment, so a crash at any point leaves nothing that is not found again.
 
 Concurrency: one lock guards all records; one thread (`ExitWatch`) sees the ends, restarts and calls the
 watchers; callers of `stop` wait for that thread. Belongs to one manager at a time (its lock on
-FLOPS_HOME keeps that).
+FLOPS_HOME keeps that, or its lease: ``may_act``).
 """
 
 import errno
@@ -18,8 +18,9 @@ import platform
 import signal
 import subprocess
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +61,7 @@ _LOG_LIMIT_BYTES = 10 << 20
 _LOG_CHECK_S = 30.0
 _KILL_TIMEOUT_S = 5.0
 _DISK_FULL_PAUSE_S = 5.0
+_REFUSED_PAUSE_S = 0.1
 
 
 @dataclass
@@ -79,6 +81,7 @@ class ProcessOrchestrator:
         backoff_s: pause before a first restart; doubles with each further one, until an attempt has lived for
             `SETTLED_S`.
         labels: what `nodes` says about this machine.
+        may_act: whether this manager may; while it may not, ends are not looked at and nothing is restarted.
     """
 
     def __init__(
@@ -90,8 +93,10 @@ class ProcessOrchestrator:
         backoff_s: float = 0.5,
         log_limit_bytes: int = _LOG_LIMIT_BYTES,
         labels: Mapping[str, str] | None = None,
+        may_act: Callable[[], bool] = lambda: True,
     ) -> None:
         self._clock = clock or SystemClock()
+        self._may_act = may_act
         self._backoff_s = backoff_s
         self._log_limit_bytes = log_limit_bytes
         self._labels = dict(labels or {})
@@ -333,6 +338,10 @@ class ProcessOrchestrator:
 
     def _step(self, ended: Sequence[str]) -> float | None:
         """One turn of the watching thread; returns after how many seconds the next one is due."""
+        if not self._may_act():
+            # Whoever acts instead may run services of the same names: what we do to ours would hit those.
+            time.sleep(_REFUSED_PAUSE_S)
+            return _REFUSED_PAUSE_S
         if ended:
             self._finish([ServiceName(name) for name in ended])
         with self._changed:

@@ -17,7 +17,7 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -66,6 +66,7 @@ _log = logging.getLogger(__name__)
 _DEFAULT_URL = "unix:///var/run/docker.sock"
 _POLL_S = 0.5
 _WAITED_FOR_POLL_S = 0.1
+_REFUSED_PAUSE_S = 0.5
 _AWAY_S = 2.0
 _SETTLE_S = 0.3
 """An init that finds no program to start says so within this time after its container was started."""
@@ -127,8 +128,10 @@ class SwarmOrchestrator:
         stop_grace_s: float = 3.0,
         start_timeout_s: float = 900.0,
         python: str = "/opt/flops/bin/python",
+        may_act: Callable[[], bool] = lambda: True,
     ) -> None:
         self._clock = clock or SystemClock()
+        self._may_act = may_act
         self._backoff_s = backoff_s
         self._stop_grace_s = stop_grace_s
         self._start_timeout_s = start_timeout_s
@@ -522,6 +525,10 @@ class SwarmOrchestrator:
                 unsaved = [service for service in self._services.values() if service.unsaved]
                 now = self._clock.monotonic()
                 due = [s for s in self._services.values() if s.restart_at is not None and s.restart_at <= now]
+                if not self._may_act():
+                    for waits in due:
+                        waits.restart_at = now + _REFUSED_PAUSE_S
+                    due = []
             for service in unsaved:
                 self._save(service)
             for service in due:

@@ -1,7 +1,7 @@
 """The manager's database: how it is opened, brought up to date, read and written.
 
-Owns: the engines (SQLite, PostgreSQL), transactions, migrations, and the metadata that tables of all rooms
-belong to.
+Owns: the engines (SQLite, PostgreSQL), transactions, migrations, the lease of the manager that acts, and the
+metadata that tables of all rooms belong to.
 Promises: a transaction is whole or not there, also after a power failure; writers queue up, readers see one
 moment; a database that is away is an error of its own, and nothing more is lost than time.
 Tables themselves belong to the rooms that use them: `flops.manager.tables`.
@@ -11,6 +11,7 @@ from flops.persistence.database import (
     MIGRATIONS,
     connect,
     database_place,
+    lease_of,
     migrate,
     one_view,
     open_database,
@@ -19,15 +20,17 @@ from flops.persistence.database import (
     revisions,
     writing,
 )
-from flops.persistence.errors import DatabaseAwayError
+from flops.persistence.errors import DatabaseAwayError, LeaseLostError
 from flops.persistence.metadata import JSON, metadata
 
 __all__ = [
     "JSON",
     "MIGRATIONS",
     "DatabaseAwayError",
+    "LeaseLostError",
     "connect",
     "database_place",
+    "lease_of",
     "metadata",
     "migrate",
     "one_view",

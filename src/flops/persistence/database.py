@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from alembic import command
@@ -19,21 +19,35 @@ from sqlalchemy import event
 
 from flops.persistence import sqlite
 
+if TYPE_CHECKING:
+    from flops.persistence.lease import Lease, StandBy
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
-def open_database(where: Path | str, *, alone: bool = False) -> sa.Engine:
+def open_database(
+    where: Path | str, *, alone: bool = False, standing_by: "StandBy | None" = None
+) -> sa.Engine:
     """Open a database and run the migrations it has not seen; openers at the same moment take turns.
 
     Args:
         where: an SQLite file, made where needed, or a URL ``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``.
-        alone: keep others out who open it so, until the engine is disposed of. A file is its home's anyway.
+        alone: keep others out who open it so, until the engine is disposed of, or its lease is lost (see
+            `lease_of`). A file is its home's anyway.
+        standing_by: wait until it is free; of a server only.
     Raises:
         InvalidInputError: the URL cannot be used.
         ConflictError: somebody else is alone in it.
         DatabaseAwayError: the server does not let us in.
+        GivenUp: the waiting was ended.
     """
-    engine = connect(where, alone=alone)
+    if alone and not isinstance(where, Path):
+        from flops.persistence import postgresql
+
+        engine = postgresql.connect_alone(where, standing_by, **_OPTIONS)
+        event.listen(engine, "begin", _begin)
+    else:
+        engine = connect(where)
     try:
         with writing(engine, patient=True) as connection:
             migrate(connection, "head")
@@ -43,18 +57,22 @@ def open_database(where: Path | str, *, alone: bool = False) -> sa.Engine:
     return engine
 
 
-def connect(where: Path | str, *, alone: bool = False) -> sa.Engine:
+def connect(where: Path | str) -> sa.Engine:
     """An engine for `reading` and `writing`, on a database as it is; see `open_database`."""
-    # The default pool's 5 connections would make a dozen project threads wait for each other's reads.
-    options = {"pool_size": 16, "max_overflow": 48, "json_serializer": _to_json}
     if isinstance(where, Path):
-        engine = sqlite.connect(where, **options)
+        engine = sqlite.connect(where, **_OPTIONS)
     else:
         from flops.persistence import postgresql  # managers on SQLite need none of its driver
 
-        engine = postgresql.connect(where, alone=alone, **options)
+        engine = postgresql.connect(where, **_OPTIONS)
     event.listen(engine, "begin", _begin)
     return engine
+
+
+def lease_of(engine: sa.Engine) -> "Lease | None":
+    """What allows the holder of this engine to act; None: nobody else can."""
+    lease: Lease | None = engine.get_execution_options().get("lease")
+    return lease
 
 
 def database_place(url: str) -> str:
@@ -147,6 +165,7 @@ def writing(engine: sa.Engine, *, patient: bool = False) -> Iterator[sa.Connecti
         DiskFullError: there is no space for it; nothing was written.
         DatabaseAwayError: the database does not answer. Where it went away during the commit, the
             transaction may have come about.
+        LeaseLostError: another manager has taken over; nothing was written.
     """
     assert _views.get(engine) is None, "what is written would not be seen by the view that is open"
     options = {**_adapter(engine).WRITING, "writes": True, "patient": patient}
@@ -197,3 +216,7 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
     return value
+
+
+# The default pool's 5 connections would make a dozen project threads wait for each other's reads.
+_OPTIONS: dict[str, Any] = {"pool_size": 16, "max_overflow": 48, "json_serializer": _to_json}

@@ -5,8 +5,6 @@ Writers queue up as on SQLite: each begins by taking one advisory lock, which en
 log holds the URL.
 """
 
-import threading
-import time
 from typing import Any
 
 import psycopg
@@ -15,13 +13,13 @@ from psycopg.adapt import Dumper
 from sqlalchemy import event
 
 from flops.core.disk import DiskFullError
-from flops.core.errors import ConflictError, FlopsError, InvalidInputError
+from flops.core.errors import FlopsError, InvalidInputError
 from flops.persistence.errors import DatabaseAwayError
+from flops.persistence.lease import Lease, StandBy
 
-_WRITERS, _OWNER = 0x464C4F7073_01, 0x464C4F7073_02
-"""Keys of our two advisory locks; they count within one database."""
+_WRITERS = 0x464C4F7073_01
+"""Key of our advisory lock; it counts within one database."""
 _CONNECT_TIMEOUT_S = 5
-_OWNER_GOES_WITHIN_S = 5.0
 _SESSION = {
     "lock_timeout": "10s",
     # A manager that was lost with its machine in the middle of a transaction must not keep out the next.
@@ -31,35 +29,62 @@ _SESSION = {
     "tcp_keepalives_count": "3",
 }
 _DISK_FULL = "53100"
-_AWAY = ("08", "25006", "42501", "53", "55P03", "57P", "58")
+_AWAY = ("08", "25006", "42501", "53", "55P03", "57014", "57P", "58")
 """Beginnings of SQLSTATEs that an operator mends, while projects wait."""
 # READ COMMITTED: what a writer reads once it has the lock is what the writer before it has committed.
 READING: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 WRITING: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
 
 
-def connect(url: str, *, alone: bool, **options: Any) -> sa.Engine:
+def connect(url: str, **options: Any) -> sa.Engine:
     """An engine on the database of the URL.
 
-    Args:
-        alone: keep everybody else out who asks for the same.
     Raises:
         InvalidInputError: the URL cannot be used.
     """
+    engine, _ = _connect(url, "flops", options)
+    return engine
+
+
+def connect_alone(url: str, standing_by: StandBy | None, **options: Any) -> sa.Engine:
+    """An engine for the one manager that acts; each of its writers proves that it still is. Disposing of it
+    gives the lease back.
+
+    Raises:
+        InvalidInputError, ConflictError, DatabaseAwayError, GivenUp: see `Lease.take`.
+    """
+
+    def session(statement_timeout_ms: int) -> "psycopg.Connection[Any]":
+        positional, named = engine.dialect.create_connect_args(engine.url)
+        limits = f" -c statement_timeout={statement_timeout_ms}"
+        ours = {**named, **arguments, "options": arguments["options"] + limits}
+        # A database that is cut off must be noticed before the lease is over.
+        ours |= {"connect_timeout": 2, "tcp_user_timeout": statement_timeout_ms}
+        return psycopg.connect(*positional, autocommit=True, **ours)
+
+    lease = Lease(session, lambda error: _translated(engine, error), _WRITERS, place(parse(url)))
+    engine, arguments = _connect(url, lease.application_name, options)
+    event.listen(engine, "engine_disposed", lambda _: lease.release())
+    try:
+        lease.take(standing_by)
+    except BaseException:
+        lease.release()
+        raise
+    engine.update_execution_options(lease=lease)
+    return engine
+
+
+def _connect(url: str, name: str, options: dict[str, Any]) -> tuple[sa.Engine, dict[str, Any]]:
     parsed = parse(url)
     arguments = {
         "connect_timeout": _CONNECT_TIMEOUT_S,
-        "application_name": "flops",
+        "application_name": name,
         "options": " ".join(f"-c {name}={value}" for name, value in _SESSION.items()),
     }
     # A connection that the server closed is noticed before it is used: a restart costs nobody anything.
     engine = sa.create_engine(parsed, pool_pre_ping=True, connect_args=arguments, **options)
     event.listen(engine, "connect", _prepare_connection)
-    if alone:
-        claim = _Claim(engine, arguments)
-        event.listen(engine, "connect", claim.hold)
-        event.listen(engine, "engine_disposed", claim.release)
-    return engine
+    return engine, arguments
 
 
 def parse(url: str) -> sa.URL:
@@ -87,10 +112,13 @@ def begin_reading(connection: sa.Connection) -> None:
 
 
 def begin_writing(connection: sa.Connection, *, patient: bool) -> None:
-    """Take the lock of writers."""
+    """Take the lock of writers; and see that the engine's lease, where it has one, is not lost."""
     if patient:
         connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
     connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_WRITERS})")
+    # A statement of its own, behind the lock: it sees what the holder before has committed.
+    if (lease := connection.get_execution_options().get("lease")) is not None:
+        lease.verify(connection)
 
 
 def translated(engine: sa.Engine, error: sa.exc.DBAPIError) -> FlopsError | None:
@@ -144,71 +172,3 @@ def _prepare_connection(connection: Any, _record: object) -> None:
             f"the database of FLOPS_DATABASE has the encoding {encoding} - make one with ENCODING 'UTF8'"
         )
     connection.adapters.register_dumper(str, _Text)
-
-
-class _Claim:
-    """One manager for a database: an advisory lock on a session of its own, taken again, before anything is
-    written, after a server that was restarted has forgotten it.
-    """
-
-    def __init__(self, engine: sa.Engine, arguments: dict[str, Any]) -> None:
-        self._engine = engine
-        self._arguments = arguments
-        self._session: psycopg.Connection[Any] | None = None
-        self._turn = threading.Lock()
-        self._held_before = False
-
-    def hold(self, connection: Any, _record: object) -> None:
-        """Called with each new connection: a restart of the server ends all of them."""
-        try:
-            with self._turn:
-                if not self._answers():
-                    self._take()
-        except BaseException as error:
-            connection.close()
-            told = _translated(self._engine, error)
-            if told is None:
-                raise
-            raise told from error
-
-    def release(self, _engine: object) -> None:
-        with self._turn:
-            if self._session is not None:
-                self._session.close()
-                self._session = None
-
-    def _answers(self) -> bool:
-        if self._session is None:
-            return False
-        try:
-            self._session.execute("SELECT 1")
-        except psycopg.Error:
-            self._session.close()
-            self._session = None
-        return self._session is not None
-
-    def _take(self) -> None:
-        positional, named = self._engine.dialect.create_connect_args(self._engine.url)
-        session = psycopg.connect(*positional, autocommit=True, **{**named, **self._arguments})
-        deadline = time.monotonic() + _OWNER_GOES_WITHIN_S
-        try:
-            while not _first(session.execute(f"SELECT pg_try_advisory_lock({_OWNER})")):
-                if time.monotonic() >= deadline:
-                    self._refuse()
-                time.sleep(0.1)
-        except BaseException:
-            session.close()
-            raise
-        self._session = session
-        self._held_before = True
-
-    def _refuse(self) -> None:
-        where = place(self._engine.url)
-        advice = "stop it with 'flops down' where it runs, or name another database with FLOPS_DATABASE"
-        kind = DatabaseAwayError if self._held_before else ConflictError
-        raise kind(f"another manager uses the database {where} - {advice}")
-
-
-def _first(cursor: "psycopg.Cursor[Any]") -> Any:
-    row = cursor.fetchone()
-    return row[0] if row is not None else None
