@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.issuers import RealIssuer, install_provider, node_is_there
 from tests.postgres import PostgresServer, postgres_installed, postgres_server
 
 Require = Callable[[bool, str], None]
@@ -40,6 +41,21 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Path | str:
         return tmp_path / "manager.db"
     server: PostgresServer = request.getfixturevalue("postgres")
     return server.database()
+
+
+@pytest.fixture(scope="session")
+def installed_provider(require: Require, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certified provider of OpenID Connect, fetched once."""
+    require(node_is_there(), "npm and node")
+    return install_provider(tmp_path_factory.mktemp("provider"))
+
+
+@pytest.fixture(scope="session")
+def real_issuer(installed_provider: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealIssuer]:
+    """It runs; what it knows of people is each test's own."""
+    issuer = RealIssuer(installed_provider, tmp_path_factory.mktemp("people") / "people.json")
+    yield issuer
+    issuer.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -6,7 +6,14 @@ import pytest
 if TYPE_CHECKING:
     from tests.api.conftest import ManagerProcess
 
-OPEN = ("/v1/health", "/v1/authority", "/v1/node/join")
+OPEN = (
+    "/v1/health",
+    "/v1/authority",
+    "/v1/node/join",
+    "/v1/oidc",
+    "/v1/oidc/begin",
+    "/v1/oidc/finish",
+)
 """Answered without a user's token."""
 
 

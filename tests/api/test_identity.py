@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 SPEC = {"repo": "/nowhere/at/all", "data": {"tags": ["x"]}}
 SignIn = Callable[..., httpx.Client]
 
-OPEN = ("/v1/health", "/v1/authority", "/v1/node/join")
+OPEN = (
+    "/v1/health",
+    "/v1/authority",
+    "/v1/node/join",
+    "/v1/oidc",
+    "/v1/oidc/begin",
+    "/v1/oidc/finish",
+)
 """Answered without a user's token."""
 
 

@@ -396,4 +396,4 @@ def test_nothing_is_asked_of_the_api_by_a_foreign_token_holder(visitor: NewVisit
     api = FakeApi(token="x")
     who = visitor(api, signed_in=False)
     assert run(who.http.post("/login", data={"token": "bad token with spaces"})).status_code == 401
-    assert api.asked == []
+    assert api.asked == [("GET", "/v1/oidc", None, "")]  # who else one could sign in with

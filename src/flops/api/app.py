@@ -33,6 +33,7 @@ from flops.api.nodes import node_routes
 from flops.api.problems import SLOW, documented
 from flops.api.projects import project_routes
 from flops.api.reference import reference_routes
+from flops.api.signing_in import sign_in_routes
 from flops.api.specs import spec_routes
 from flops.core.ids import project_id
 from flops.manager import Manager, parse_report
@@ -70,6 +71,7 @@ def create_app(
     problems.install(app)
     app.include_router(health_routes())
     app.include_router(authority_routes(manager))
+    app.include_router(sign_in_routes(manager))
     limits = Limits()
     guard = Guard(manager, token, limits)
     app.include_router(joining_routes(manager, limits))

@@ -29,6 +29,8 @@ class Me(BaseModel):
     teams: list[str]
     scopes: list[str]
     expires: float | None
+    token: Annotated[str | None, Field(description="Its id; null: the token file of the FLOPS_HOME")]
+    signed_in: Annotated[bool, Field(description="The token came from signing in with the issuer")]
 
 
 class UserView(BaseModel):
@@ -37,6 +39,7 @@ class UserView(BaseModel):
     teams: list[str]
     disabled: bool
     created: float
+    issuer: Annotated[str | None, Field(description="With which they sign in")]
 
 
 class UserList(BaseModel):
@@ -53,6 +56,7 @@ class UserChange(_Request):
     role: _Role | None = None
     teams: list[_Name] | None = None
     disabled: bool | None = None
+    unbind: Annotated[bool, Field(description="Forget who they are at the issuer")] = False
 
 
 class TokenView(BaseModel):
@@ -64,6 +68,7 @@ class TokenView(BaseModel):
     expires: float | None
     last_used: float | None
     revoked: float | None
+    signed_in: bool
 
 
 class TokenList(BaseModel):
@@ -150,6 +155,8 @@ def identity_routes(manager: Manager) -> APIRouter:
             "teams": sorted(caller.teams),
             "scopes": allowed,
             "expires": caller.expires,
+            "token": caller.token or None,
+            "signed_in": caller.signed_in,
         }
 
     @routes.get("/users", response_model=UserList, responses=documented())
@@ -174,7 +181,9 @@ def identity_routes(manager: Manager) -> APIRouter:
         summary="Change a user's role or teams, or shut them out",
     )
     def change_user(name: _OfUser, wanted: UserChange) -> Any:
-        changed = identity.change_user(name, role=wanted.role, teams=wanted.teams, disabled=wanted.disabled)
+        changed = identity.change_user(
+            name, role=wanted.role, teams=wanted.teams, disabled=wanted.disabled, unbind=wanted.unbind
+        )
         return _user(changed)
 
     @routes.get("/tokens", response_model=TokenList, responses=documented())

@@ -10,6 +10,7 @@ NOT_AUDITED = frozenset(
         ("POST", "/v1/specs/validate"),
         ("POST", "/v1/ui"),
         ("POST", "/v1/node/sync"),
+        ("POST", "/v1/oidc/begin"),
     }
 )
 ANYBODY = ""

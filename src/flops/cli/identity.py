@@ -5,12 +5,13 @@ import re
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Annotated, Any
 
 import typer
 
 from flops.cli.output import JsonFlag, age, clean, note, print_json, print_table, say
-from flops.core.errors import FailedError, InvalidInputError
+from flops.core.errors import FailedError, FlopsError, InvalidInputError
 
 _PANEL = "Users"
 _UNITS = {"s": 1, "min": 60, "h": 3600, "d": 86400}
@@ -55,6 +56,12 @@ def login(
     system: Annotated[
         bool, typer.Option("--system-ca", help="Its certificate is signed by who this machine trusts.")
     ] = False,
+    sso: Annotated[
+        bool, typer.Option("--sso", help="Sign in with the manager's issuer, in a browser; no token needed.")
+    ] = False,
+    browse: Annotated[
+        bool, typer.Option("--browser/--no-browser", help="With --sso: open one, or print the address alone.")
+    ] = True,
     as_json: JsonFlag = False,
 ) -> None:
     """Talk to a manager elsewhere from now on; its token is asked for, or read from FLOPS_TOKEN."""
@@ -68,8 +75,8 @@ def login(
     if address.startswith("https://") and not system:
         authority = ask_for_authority(address)
         compare(fingerprint(authority), trust)
-    token = os.environ.get("FLOPS_TOKEN") or _asked("token", hidden=True)
-    found = Login(address, token.strip(), authority)
+    token = _signed_in(address, authority, browse=browse) if sso else os.environ.get("FLOPS_TOKEN")
+    found = Login(address, (token or _asked("token", hidden=True)).strip(), authority)
     with Client(found.url, found.token, found.ca) as client:
         said = client.me()
     keep(settings_here(), found)
@@ -77,6 +84,14 @@ def login(
         print_json(said)
     else:
         say(f"signed in at {address} as {said['user']} ({said['role']})")
+
+
+def _signed_in(address: str, authority: str | None, *, browse: bool) -> str:
+    from flops.cli.sign_in import sign_in
+    from flops.client import Client
+
+    with Client(address, "", authority) as client:
+        return sign_in(client, browse=browse)["token"]
 
 
 def compare(found: str, expected: str | None) -> None:
@@ -108,11 +123,22 @@ def _asked(what: str, *, hidden: bool = False) -> str:
 
 
 def logout(as_json: JsonFlag = False) -> None:
-    """Talk to this machine's own manager again; the token stays good until it is revoked."""
+    """Talk to this machine's own manager again; a token stays good, one that came from --sso is revoked."""
     from flops.cli.launch import settings_here
     from flops.cli.login import forget
+    from flops.client import Client
+    from flops.client.login import find_login
 
-    was = forget(settings_here())
+    settings = settings_here()
+    kept = None
+    with suppress(InvalidInputError):  # what cannot be read is forgotten as well
+        kept = find_login(settings, {})
+    was = forget(settings)
+    if kept is not None:
+        with suppress(FlopsError), Client(kept.url, kept.token, kept.ca, attempts=1, timeout_s=10) as client:
+            said = client.me()
+            if said["signed_in"] and said["token"]:
+                client.revoke_token(said["token"])
     if as_json:
         print_json({"was_signed_in": was})
     else:
@@ -183,15 +209,21 @@ def set_user(
     disabled: Annotated[
         bool | None, typer.Option("--disable/--enable", help="Shut out with all tokens, or let in again.")
     ] = None,
+    unbind: Annotated[
+        bool,
+        typer.Option("--unbind", help="Forget who they are at the issuer; the next one of that name is."),
+    ] = False,
     as_json: JsonFlag = False,
 ) -> None:
     """Change a user's role or teams, or shut them out."""
     from flops.cli.session import manager
 
-    wanted = {"role": role, "teams": team, "disabled": disabled}
+    wanted = {"role": role, "teams": team, "disabled": disabled, "unbind": unbind or None}
     change: dict[str, Any] = {key: value for key, value in wanted.items() if value is not None}
     if not change:
-        raise InvalidInputError("nothing was to be changed - give --role, --team, --disable or --enable")
+        raise InvalidInputError(
+            "nothing was to be changed - give --role, --team, --disable, --enable or --unbind"
+        )
     with manager() as client:
         changed = client.change_user(name, **change)
     if as_json:

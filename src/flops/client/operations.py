@@ -6,6 +6,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from flops.client.shapes import (
     AuditList,
+    BegunSignIn,
     CodeLock,
     Confirmation,
     DataTagList,
@@ -36,6 +37,8 @@ from flops.client.shapes import (
     ProjectView,
     Readiness,
     Role,
+    SignedInView,
+    SignInView,
     State,
     Stopping,
     StrategyList,
@@ -123,6 +126,11 @@ class Operations(ABC):
         call = Call("POST", "/v1/admin/backup", slow=True)
         self._into(call, into)
 
+    def begin_sign_in(self, *, redirect_uri: str) -> BegunSignIn:
+        """Begin to sign in with the issuer: the address where a person goes"""
+        call = Call("POST", "/v1/oidc/begin", body=without_none({"redirect_uri": redirect_uri}))
+        return cast(BegunSignIn, self._json(call))
+
     def change_user(
         self,
         name: str,
@@ -130,13 +138,14 @@ class Operations(ABC):
         role: Role | None = None,
         teams: Sequence[str] | None = None,
         disabled: bool | None = None,
+        unbind: bool | None = None,
     ) -> UserView:
         """Change a user's role or teams, or shut them out"""
         call = Call(
             "PATCH",
             "/v1/users/{name}",
             {"name": name},
-            body=without_none({"role": role, "teams": teams, "disabled": disabled}),
+            body=without_none({"role": role, "teams": teams, "disabled": disabled, "unbind": unbind}),
         )
         return cast(UserView, self._json(call))
 
@@ -167,6 +176,15 @@ class Operations(ABC):
             body=without_none({"rounds": rounds}),
         )
         return cast(ProjectView, self._json(call))
+
+    def finish_sign_in(self, *, state: str, secret: str, code: str, iss: str | None = None) -> SignedInView:
+        """Finish signing in with what came back from the issuer: a token"""
+        call = Call(
+            "POST",
+            "/v1/oidc/finish",
+            body=without_none({"state": state, "secret": secret, "code": code, "iss": iss}),
+        )
+        return cast(SignedInView, self._json(call))
 
     def get_code(self, project: str, into: BinaryIO) -> None:
         """The code of a project that this node is wanted for, as a tar archive"""
@@ -227,6 +245,11 @@ class Operations(ABC):
         """Whether what the manager needs is there: database, orchestrator, recorder"""
         call = Call("GET", "/v1/ready")
         return cast(Readiness, self._json(call))
+
+    def get_sign_in(self) -> SignInView:
+        """Whom one can sign in with, besides tokens"""
+        call = Call("GET", "/v1/oidc")
+        return cast(SignInView, self._json(call))
 
     def get_tracking(self) -> TrackingServer:
         """The address of MLflow's GUI, started where it does not run"""
@@ -623,6 +646,11 @@ class AsyncOperations(ABC):
         call = Call("POST", "/v1/admin/backup", slow=True)
         await self._into(call, into)
 
+    async def begin_sign_in(self, *, redirect_uri: str) -> BegunSignIn:
+        """Begin to sign in with the issuer: the address where a person goes"""
+        call = Call("POST", "/v1/oidc/begin", body=without_none({"redirect_uri": redirect_uri}))
+        return cast(BegunSignIn, await self._json(call))
+
     async def change_user(
         self,
         name: str,
@@ -630,13 +658,14 @@ class AsyncOperations(ABC):
         role: Role | None = None,
         teams: Sequence[str] | None = None,
         disabled: bool | None = None,
+        unbind: bool | None = None,
     ) -> UserView:
         """Change a user's role or teams, or shut them out"""
         call = Call(
             "PATCH",
             "/v1/users/{name}",
             {"name": name},
-            body=without_none({"role": role, "teams": teams, "disabled": disabled}),
+            body=without_none({"role": role, "teams": teams, "disabled": disabled, "unbind": unbind}),
         )
         return cast(UserView, await self._json(call))
 
@@ -669,6 +698,17 @@ class AsyncOperations(ABC):
             body=without_none({"rounds": rounds}),
         )
         return cast(ProjectView, await self._json(call))
+
+    async def finish_sign_in(
+        self, *, state: str, secret: str, code: str, iss: str | None = None
+    ) -> SignedInView:
+        """Finish signing in with what came back from the issuer: a token"""
+        call = Call(
+            "POST",
+            "/v1/oidc/finish",
+            body=without_none({"state": state, "secret": secret, "code": code, "iss": iss}),
+        )
+        return cast(SignedInView, await self._json(call))
 
     async def get_code(self, project: str, into: BinaryIO) -> None:
         """The code of a project that this node is wanted for, as a tar archive"""
@@ -729,6 +769,11 @@ class AsyncOperations(ABC):
         """Whether what the manager needs is there: database, orchestrator, recorder"""
         call = Call("GET", "/v1/ready")
         return cast(Readiness, await self._json(call))
+
+    async def get_sign_in(self) -> SignInView:
+        """Whom one can sign in with, besides tokens"""
+        call = Call("GET", "/v1/oidc")
+        return cast(SignInView, await self._json(call))
 
     async def get_tracking(self) -> TrackingServer:
         """The address of MLflow's GUI, started where it does not run"""

@@ -29,6 +29,12 @@ class BaseImageRequest(TypedDict):
     refresh: NotRequired[bool]
 
 
+class BegunSignIn(TypedDict):
+    url: str
+    state: str
+    secret: str
+
+
 class Check(TypedDict):
     ok: bool
     reason: str | None
@@ -207,6 +213,7 @@ class MadeToken(TypedDict):
     expires: float | None
     last_used: float | None
     revoked: float | None
+    signed_in: bool
     token: str
 
 
@@ -216,6 +223,8 @@ class Me(TypedDict):
     teams: list[str]
     scopes: list[str]
     expires: float | None
+    token: str | None
+    signed_in: bool
 
 
 class MockConfirmation(TypedDict):
@@ -433,6 +442,13 @@ class ResetRequest(TypedDict):
     customerID: str
 
 
+class ReturnedSignIn(TypedDict):
+    state: str
+    secret: str
+    code: str
+    iss: NotRequired[str | None]
+
+
 Role: TypeAlias = Literal["admin", "engineer", "data-owner", "auditor"]
 
 
@@ -449,6 +465,18 @@ class ServiceView(TypedDict):
 
 class ShutdownRequest(TypedDict):
     force: NotRequired[bool]
+
+
+class SignInView(TypedDict):
+    issuer: str | None
+
+
+class SignedInView(TypedDict):
+    token: str
+    id: str
+    user: str
+    role: Role
+    expires: float | None
 
 
 class SpecProblem(TypedDict):
@@ -496,6 +524,7 @@ class TokenView(TypedDict):
     expires: float | None
     last_used: float | None
     revoked: float | None
+    signed_in: bool
 
 
 class TrackingServer(TypedDict):
@@ -510,6 +539,7 @@ class UserChange(TypedDict):
     role: NotRequired[Role | None]
     teams: NotRequired[list[str] | None]
     disabled: NotRequired[bool | None]
+    unbind: NotRequired[bool]
 
 
 class UserList(TypedDict):
@@ -522,6 +552,7 @@ class UserView(TypedDict):
     teams: list[str]
     disabled: bool
     created: float
+    issuer: str | None
 
 
 class Validation(TypedDict):
@@ -548,3 +579,7 @@ class WantedService(TypedDict):
     digest: str
     assignment: dict[str, Any]
     files: dict[str, str]
+
+
+class WantedSignIn(TypedDict):
+    redirect_uri: str

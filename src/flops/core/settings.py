@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from flops.core.issuer import IssuerSettings
+
 # sun_path of a Unix socket holds 108 bytes; the longest name below run_dir stays under 60.
 _LONGEST_RUN_DIR = 47
 
@@ -47,6 +49,8 @@ class Settings:
     hub, or a base made here."""
     database_url: str | None = field(default=None, repr=False)
     """``postgresql://USER:PASSWORD@HOST:PORT/DATABASE``, never shown; None: SQLite below ``home``."""
+    issuer: IssuerSettings | None = None
+    """Who people may sign in with, besides tokens; None: nobody."""
 
     standby: bool = False
     """Whether a manager waits until the one that acts on the same ``database_url`` has ended, and then takes
@@ -85,6 +89,7 @@ class Settings:
             base_image=environment.get("FLOPS_BASE_IMAGE") or None,
             database_url=environment.get("FLOPS_DATABASE") or None,
             standby=standby == "1",
+            issuer=IssuerSettings.from_environment(environment),
         )
 
     # files of the manager

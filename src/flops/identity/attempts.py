@@ -26,6 +26,7 @@ class Attempts:
         free: failures that cost nothing.
         first_s, longest_s: the wait doubles from one to the other.
         forgotten_s: after so long without any failure they are forgotten.
+        what: fails, in words.
     """
 
     def __init__(
@@ -36,10 +37,12 @@ class Attempts:
         first_s: float = 1.0,
         longest_s: float = 900.0,
         forgotten_s: float = 3600.0,
+        what: str = "wrong tokens",
     ) -> None:
         self._clock = clock
         self._free, self._first_s, self._longest_s = free, first_s, longest_s
         self._forgotten_s = forgotten_s
+        self._what = what
         self._lock = threading.Lock()
         self._known: OrderedDict[str, _Failures] = OrderedDict()
 
@@ -50,7 +53,7 @@ class Attempts:
             left = known.locked_until - self._clock.monotonic() if known is not None else 0.0
         if left > 0:
             raise TooManyRequestsError(
-                f"too many wrong tokens came from {who} - try again in {math.ceil(left)} s",
+                f"too many {self._what} came from {who} - try again in {math.ceil(left)} s",
                 retry_after_s=left,
             )
 

@@ -50,6 +50,8 @@ class Caller:
     """Id of the token; empty: the token file of the FLOPS_HOME."""
     expires: float | None = None
     """Of the token, seconds since the epoch."""
+    signed_in: bool = False
+    """The token came from signing in with an issuer."""
 
     def may(self, permission: str) -> bool:
         return permission in _PERMITTED[self.role] and permission in self.scopes

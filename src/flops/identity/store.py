@@ -9,7 +9,13 @@ import sqlalchemy as sa
 
 from flops.core import tokens as texts
 from flops.core.clock import Clock, SystemClock
-from flops.core.errors import ConflictError, InvalidInputError, NotFoundError, UnauthorizedError
+from flops.core.errors import (
+    ConflictError,
+    ForbiddenError,
+    InvalidInputError,
+    NotFoundError,
+    UnauthorizedError,
+)
 from flops.identity import tables
 from flops.identity.roles import PERMISSIONS, Caller, Role, check_scopes
 from flops.persistence import reading, writing
@@ -18,10 +24,22 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._@+-]{0,58}[a-z0-9])?")
 _MAX_TOKENS = 100
 _MAX_TEAMS = 50
 _NOTED_EVERY_S = 60.0
+_MAX_SIGN_INS = 20
+"""At a time, of one user; the oldest one ends with the next."""
+_SIGN_INS_KEPT_S = 30 * 24 * 3600.0
 ADMIN = "admin"
 """The user that is there from the start, and whose the FLOPS_HOME's own token is."""
 LONGEST_S = 366 * 24 * 3600.0
 """How long a token may be good for."""
+
+
+_USERS = sa.select(
+    tables.users,
+    sa.select(sa.func.max(tables.accounts.c.issuer))
+    .where(tables.accounts.c.user == tables.users.c.name)
+    .scalar_subquery()
+    .label("issuer"),
+)
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,26 @@ class User:
     teams: frozenset[str]
     disabled: bool
     created: float
+    issuer: str | None = None
+    """With which they sign in; None: with tokens only, so far."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """Somebody, as an issuer of OpenID Connect tells."""
+
+    issuer: str
+    subject: str
+    """Stays the same whatever they are called."""
+    name: str
+    may_take_place: bool
+    """A user of that name whom an admin added is sure to be them."""
+    role: Role | None
+    """What follows from what the issuer says; None: nothing."""
+    role_binds: bool
+    """It is the issuer's word who has which role, also of users who are there."""
+    teams: frozenset[str] | None
+    """None: they are not the issuer's to say."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +85,8 @@ class Token:
     expires: float | None
     last_used: float | None
     revoked: float | None
+    signed_in: bool = False
+    """It came from signing in with an issuer."""
 
 
 class IdentityStore:
@@ -60,7 +100,7 @@ class IdentityStore:
 
     def add_user(self, name: str, role: Role, teams: Iterable[str] = ()) -> User:
         """Raises: InvalidInputError: the name, or a team's, cannot be one. ConflictError: it is taken."""
-        user = User(_checked(name, "user"), role, _teams(teams), False, self._clock.now())
+        user = User(check_name(name, "user"), role, _teams(teams), False, self._clock.now())
         with writing(self._engine) as connection:
             if self._user(connection, name) is not None:
                 raise ConflictError(f"user '{name}' is there already - choose another name")
@@ -78,8 +118,12 @@ class IdentityStore:
         role: Role | None = None,
         teams: Iterable[str] | None = None,
         disabled: bool | None = None,
+        unbind: bool = False,
     ) -> User:
         """Change what is given. A user who is disabled is refused with every token.
+
+        Args:
+            unbind: forget who they are at issuers; whoever has their name there may take their place anew.
 
         Raises:
             NotFoundError: there is no such user.
@@ -98,8 +142,10 @@ class IdentityStore:
                 connection.execute(
                     sa.update(tables.users).where(tables.users.c.name == name).values(**values)
                 )
-            if not self._has_admin(connection):
-                raise ConflictError(f"user '{name}' is the only admin - make another one first")
+            if unbind:
+                connection.execute(sa.delete(tables.accounts).where(tables.accounts.c.user == name))
+                self._end_sign_ins(connection, name)
+            self._check_admin(connection, name)
             return self._must(connection, name)
 
     def user(self, name: str) -> User:
@@ -110,10 +156,7 @@ class IdentityStore:
     def users(self) -> list[User]:
         """All of them, by name."""
         with reading(self._engine) as connection:
-            return [
-                _to_user(row)
-                for row in connection.execute(sa.select(tables.users).order_by(tables.users.c.name))
-            ]
+            return [_to_user(row) for row in connection.execute(_USERS.order_by(tables.users.c.name))]
 
     def ensure_admin(self) -> None:
         """Make the user ``admin`` where there is no user yet."""
@@ -144,17 +187,110 @@ class IdentityStore:
             raise InvalidInputError("a token's name has 1 to 100 printable characters - say what it is for")
         if lasts_s is not None and not 0 < lasts_s <= LONGEST_S:
             raise InvalidInputError(f"a token lasts up to {LONGEST_S:.0f} s - ask for less, or leave it out")
-        number, text = texts.make(texts.USER)
-        table = tables.tokens
         with writing(self._engine) as connection:
             self._must(connection, user)
-            live = sa.select(sa.func.count()).where(table.c.user == user, table.c.revoked.is_(None))
+            live = sa.select(sa.func.count()).where(*self._live(user, signed_in=False))
             if (connection.execute(live).scalar() or 0) >= _MAX_TOKENS:
                 raise ConflictError(f"user '{user}' has {_MAX_TOKENS} tokens - revoke some first")
-            now = self._clock.now()
-            token = Token(number, user, name, wanted, now, now + lasts_s if lasts_s else None, None, None)
-            values = {**vars(token), "scopes": sorted(wanted), "sha256": texts.digest(text)}
-            connection.execute(sa.insert(table).values(**values))
+            return self._insert_token(connection, user, name, wanted, lasts_s)
+
+    def sign_in(self, account: Account, name: str, lasts_s: float) -> tuple[User, Token, str]:
+        """Let in whom an issuer stands by: bound to a user the first time, role and teams as it says now.
+
+        Args:
+            name: of the token.
+        Raises:
+            ForbiddenError: they may not come in.
+            ConflictError: nobody would be left who may change users.
+        """
+        with writing(self._engine) as connection:
+            user = self._bound(connection, account)
+            role = account.role if account.role_binds else user.role
+            if role is None:  # the issuer gives them none any more: those let in before are out as well
+                self._end_sign_ins(connection, user.name)
+            else:
+                teams = user.teams if account.teams is None else account.teams
+                connection.execute(
+                    sa.update(tables.users)
+                    .where(tables.users.c.name == user.name)
+                    .values(role=role.value, teams=sorted(_teams(teams)))
+                )
+                self._check_admin(connection, user.name)
+                self._end_sign_ins(connection, user.name, but=_MAX_SIGN_INS - 1)
+                made = self._insert_token(connection, user.name, name, PERMISSIONS, lasts_s, signed_in=True)
+                return self._must(connection, user.name), *made
+        raise ForbiddenError(f"none of your groups has a role here, {user.name} - ask an admin")
+
+    def _bound(self, connection: sa.Connection, account: Account) -> User:
+        """The user behind an account, who may come in."""
+        table, now = tables.accounts, self._clock.now()
+        this = (table.c.issuer == account.issuer, table.c.subject == account.subject)
+        found = connection.execute(sa.select(table.c.user).where(*this)).first()
+        if found is not None:
+            connection.execute(sa.update(table).where(*this).values(last=now))
+            return _let_in(self._must(connection, found.user))
+        user = self._user(connection, account.name)
+        if user is None:
+            if account.role is None:
+                raise ForbiddenError(
+                    f"nobody has added {account.name} here - ask an admin for 'flops user add {account.name}'"
+                )
+            user = User(account.name, account.role, frozenset(), False, now)
+            connection.execute(
+                sa.insert(tables.users).values(
+                    name=user.name, role=user.role.value, teams=[], disabled=False, created=now
+                )
+            )
+        elif not account.may_take_place:
+            raise ForbiddenError(
+                f"there is a user {user.name} already, and no proof that it is you - ask an admin to add you "
+                "by your verified e-mail address"
+            )
+        other = sa.select(table.c.subject).where(table.c.user == user.name, table.c.issuer == account.issuer)
+        if connection.execute(other).first() is not None:
+            raise ForbiddenError(
+                f"user {user.name} is bound to somebody else of that name - ask an admin for "
+                f"'flops user set {user.name} --unbind'"
+            )
+        _let_in(user)
+        values = {"issuer": account.issuer, "subject": account.subject}
+        connection.execute(sa.insert(table).values(user=user.name, created=now, last=now, **values))
+        return user
+
+    def _live(self, user: str, *, signed_in: bool) -> list[sa.ColumnElement[bool]]:
+        table = tables.tokens
+        return [
+            table.c.user == user,
+            table.c.signed_in.is_(signed_in),
+            table.c.revoked.is_(None),
+            sa.or_(table.c.expires.is_(None), table.c.expires > self._clock.now()),
+        ]
+
+    def _end_sign_ins(self, connection: sa.Connection, user: str, *, but: int = 0) -> None:
+        """Revoke what came from signing in, but for the newest ones, and forget what was over long ago."""
+        table, now = tables.tokens, self._clock.now()
+        newest = sa.select(table.c.id).where(*self._live(user, signed_in=True))
+        ids = list(connection.execute(newest.order_by(table.c.created.desc(), table.c.id)).scalars())
+        connection.execute(sa.update(table).where(table.c.id.in_(ids[but:])).values(revoked=now))
+        old = (table.c.user == user, table.c.signed_in.is_(True), table.c.expires < now - _SIGN_INS_KEPT_S)
+        connection.execute(sa.delete(table).where(*old))
+
+    def _insert_token(
+        self,
+        connection: sa.Connection,
+        user: str,
+        name: str,
+        scopes: frozenset[str],
+        lasts_s: float | None,
+        *,
+        signed_in: bool = False,
+    ) -> tuple[Token, str]:
+        number, text = texts.make(texts.USER)
+        now = self._clock.now()
+        ends = now + lasts_s if lasts_s else None
+        token = Token(number, user, name, scopes, now, ends, None, None, signed_in)
+        values = {**vars(token), "scopes": sorted(scopes), "sha256": texts.digest(text)}
+        connection.execute(sa.insert(tables.tokens).values(**values))
         return token, text
 
     def tokens(self, user: str | None = None) -> list[Token]:
@@ -218,10 +354,11 @@ class IdentityStore:
             frozenset(row.scopes) & PERMISSIONS,
             number,
             row.expires,
+            row.signed_in,
         )
 
     def _user(self, connection: sa.Connection, name: str) -> User | None:
-        row = connection.execute(sa.select(tables.users).where(tables.users.c.name == name)).first()
+        row = connection.execute(_USERS.where(tables.users.c.name == name)).first()
         return _to_user(row) if row is not None else None
 
     def _must(self, connection: sa.Connection, name: str) -> User:
@@ -230,10 +367,11 @@ class IdentityStore:
             raise NotFoundError(f"there is no user '{name[:60]}' - see 'flops user ls'")
         return user
 
-    def _has_admin(self, connection: sa.Connection) -> bool:
+    def _check_admin(self, connection: sa.Connection, changed: str) -> None:
         table = tables.users
         query = sa.select(table.c.name).where(table.c.role == Role.ADMIN.value, table.c.disabled.is_(False))
-        return connection.execute(query.limit(1)).first() is not None
+        if connection.execute(query.limit(1)).first() is None:
+            raise ConflictError(f"user '{changed}' is the only admin - make another one first")
 
     def _token(self, connection: sa.Connection, number: str) -> Token:
         row = connection.execute(sa.select(tables.tokens).where(tables.tokens.c.id == number)).first()
@@ -246,7 +384,19 @@ def _refused() -> UnauthorizedError:
     return UnauthorizedError("the token is wrong, revoked or expired - ask an admin for another one")
 
 
-def _checked(name: str, what: str) -> str:
+def _let_in(user: User) -> User:
+    if user.disabled:
+        raise ForbiddenError(f"user {user.name} is shut out - ask an admin")
+    return user
+
+
+def is_name(text: str) -> bool:
+    """Whether a user or a team can be called that."""
+    return _NAME.fullmatch(text) is not None
+
+
+def check_name(name: str, what: str) -> str:
+    """Raises: InvalidInputError: nothing can be called that."""
     if not _NAME.fullmatch(name):
         raise InvalidInputError(
             f"'{name[:60]}' cannot be the name of a {what} - use up to 60 of a-z, 0-9 and . _ @ + -, "
@@ -256,14 +406,14 @@ def _checked(name: str, what: str) -> str:
 
 
 def _teams(teams: Iterable[str]) -> frozenset[str]:
-    checked = frozenset(_checked(team, "team") for team in teams)
+    checked = frozenset(check_name(team, "team") for team in teams)
     if len(checked) > _MAX_TEAMS:
         raise InvalidInputError(f"{len(checked)} teams are too many - a user is in up to {_MAX_TEAMS}")
     return checked
 
 
 def _to_user(row: Any) -> User:
-    return User(row.name, Role(row.role), frozenset(row.teams), row.disabled, row.created)
+    return User(row.name, Role(row.role), frozenset(row.teams), row.disabled, row.created, row.issuer)
 
 
 def _to_token(row: Any) -> Token:
@@ -276,4 +426,5 @@ def _to_token(row: Any) -> Token:
         row.expires,
         row.last_used,
         row.revoked,
+        row.signed_in,
     )

@@ -1,6 +1,18 @@
 """Tables of this room; change them together with a new file in ``persistence/migrations/versions``."""
 
-from sqlalchemy import BigInteger, Boolean, Column, Float, ForeignKey, Integer, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Integer,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+)
 
 from flops.persistence import JSON, metadata
 
@@ -26,6 +38,19 @@ tokens = Table(
     Column("expires", Float),
     Column("last_used", Float),
     Column("revoked", Float),
+    Column("signed_in", Boolean, nullable=False, server_default=false()),
+)
+
+# Who people are at an issuer; bound to a user when they first sign in.
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("issuer", String(500), primary_key=True),
+    Column("subject", String(255), primary_key=True),
+    Column("user", String(60), ForeignKey("users.name"), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("last", Float, nullable=False),
+    UniqueConstraint("user", "issuer"),
 )
 
 # Grows only: triggers refuse everything else.

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 
@@ -78,6 +78,9 @@ from flops.orchestration import Orchestrator, PermittedOrchestrator, ServiceStat
 from flops.persistence import lease_of
 from flops.tracking import Spool
 
+if TYPE_CHECKING:
+    from flops.identity.signing_in import SignIns
+
 log = logging.getLogger(__name__)
 
 PREPARING_AT_ONCE = 4
@@ -124,6 +127,7 @@ class Manager:
         self._once = Once(database, self._clock)
         self.identity = IdentityStore(database, self._clock)
         self.identity.ensure_admin()
+        self.sign_ins = self._open_sign_ins()
         self.audit = AuditLog(database, self._clock)
         self._programs = self._permitted(programs or orchestrator or open_programs(settings, self.may_act))
         base = self._permitted(orchestrator) if orchestrator is not None else self._programs
@@ -166,6 +170,13 @@ class Manager:
         self._results_thread = threading.Thread(
             target=self._follow_results, name="flops-results", daemon=True
         )
+
+    def _open_sign_ins(self) -> "SignIns | None":
+        if self.settings.issuer is None:
+            return None
+        from flops.identity.signing_in import SignIns  # managers with tokens alone need none of it
+
+        return SignIns(self.identity, self.settings.issuer, self._clock)
 
     def start(self) -> None:
         """Go on with everything that was left; start what the manager itself needs, in the background."""

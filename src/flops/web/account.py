@@ -1,6 +1,14 @@
-"""Signing in and out, and the theme."""
+"""Signing in, with a token or with an issuer, and out; the theme.
+
+Whoever goes to the issuer takes a cookie along, with what the manager gave to finish the sign-in: only the
+browser that began it comes in. Ways to and from other sites are pages that go on by themselves: a browser
+follows no redirect of a form to another site where forms are ours alone, and keeps the session's cookie back
+from a visit that another site began.
+"""
 
 import asyncio
+import re
+from contextlib import suppress
 from http import HTTPStatus
 from urllib.parse import quote
 
@@ -10,11 +18,24 @@ from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Re
 from starlette.routing import Route
 
 from flops.web.call import RefusedError
-from flops.web.page import THEME_COOKIE, Form, Visit, house_of, render, signed_in, who_is
-from flops.web.session import check_origin, fields_of, is_token, local_path, sign_in, sign_out, token_of
+from flops.web.page import THEME_COOKIE, Form, Visit, api_of, house_of, render, signed_in, who_is
+from flops.web.session import (
+    check_origin,
+    fields_of,
+    forget_sign_in,
+    is_token,
+    keep_sign_in,
+    kept_sign_in,
+    local_path,
+    sign_in,
+    sign_out,
+    token_of,
+)
 
 _A_YEAR_S = 365 * 24 * 3600
 _PAUSE_AFTER_REFUSAL_S = 0.3
+_CALLBACK = "/login/oidc"
+_ERROR_CODE = re.compile(r"[a-z_]{1,40}")
 
 
 def routes() -> list[Route]:
@@ -23,6 +44,8 @@ def routes() -> list[Route]:
         Route("/login", _check, methods=["POST"]),
         Route("/login/codes", _issue, methods=["POST"]),
         Route("/login/state", _state, methods=["GET"]),
+        Route(_CALLBACK, _go, methods=["POST"]),
+        Route(_CALLBACK, _come_back, methods=["GET"]),
         Route("/logout", _leave, methods=["POST"]),
         Route("/theme", _theme, methods=["POST"]),
     ]
@@ -42,11 +65,15 @@ def to_login(request: Request) -> Response:
 
 
 async def _form(request: Request) -> Response:
-    return HTMLResponse(_page(request, local_path(request.query_params.get("next", "/"))))
+    return await _page(request, local_path(request.query_params.get("next", "/")))
 
 
-def _page(request: Request, after: str, problem: str = "") -> str:
-    return render(request, "login.html", after=after, problem=problem)
+async def _page(request: Request, after: str, problem: str = "", status: int = 200) -> Response:
+    try:
+        issuer = (await api_of(request, "").get("oidc")).get("issuer")
+    except RefusedError:
+        issuer = None
+    return HTMLResponse(render(request, "login.html", after=after, problem=problem, issuer=issuer), status)
 
 
 async def _check(request: Request) -> Response:
@@ -57,9 +84,9 @@ async def _check(request: Request) -> Response:
     token = (house_of(request).codes.redeem(code) or "") if code else form.one("token")
     if code and not token:
         problem = "This address was used before or is too old - run 'flops web' again, or give a token."
-        return HTMLResponse(_page(request, after, problem), 401)
+        return await _page(request, after, problem, 401)
     if not is_token(token):
-        return HTMLResponse(_page(request, after, "That is no token - paste it whole, as one line."), 401)
+        return await _page(request, after, "That is no token - paste it whole, as one line.", 401)
     try:
         await who_is(request, token)
     except RefusedError as error:
@@ -67,9 +94,47 @@ async def _check(request: Request) -> Response:
             raise
         await asyncio.sleep(_PAUSE_AFTER_REFUSAL_S)
         detail = error.detail if error.status == 429 else "The token is wrong, expired or revoked."
-        return HTMLResponse(_page(request, after, detail), error.status)
+        return await _page(request, after, detail, error.status)
     answer = RedirectResponse(after, 303)
     sign_in(request, answer, token)
+    return answer
+
+
+async def _go(request: Request) -> Response:
+    """To the issuer."""
+    check_origin(request)
+    after = local_path(Form(await fields_of(request)).one("next"))
+    here = f"{request.url.scheme}://{request.headers.get('host', '')}{_CALLBACK}"
+    try:
+        begun = await api_of(request, "").send("POST", "oidc", "begin", body={"redirect_uri": here})
+    except RefusedError as error:
+        return await _page(request, after, error.detail, error.status)
+    answer = HTMLResponse(render(request, "going.html", to=begun["url"], words="Going to sign in"))
+    keep_sign_in(request, answer, begun["state"], begun["secret"], after)
+    return answer
+
+
+async def _come_back(request: Request) -> Response:
+    """From the issuer, with a code or with a refusal."""
+    query = request.query_params
+    state, secret, after = kept_sign_in(request)
+    after = local_path(after)
+    if not state or query.get("state") != state:
+        words = "No sign-in was begun in this browser, or another one since - begin again."
+        return await _page(request, after, words, 400)
+    try:
+        if "error" in query:
+            code = query["error"]
+            shown = f" ({code})" if _ERROR_CODE.fullmatch(code) else ""
+            raise RefusedError(403, "forbidden", f"There you were not signed in{shown} - try again.")
+        body = {"state": state, "secret": secret, "code": query.get("code", ""), "iss": query.get("iss")}
+        made = await api_of(request, "").send("POST", "oidc", "finish", body=body)
+    except RefusedError as error:
+        answer = await _page(request, after, error.detail, error.status)
+    else:
+        answer = HTMLResponse(render(request, "going.html", to=after, words="You are signed in"))
+        sign_in(request, answer, made["token"])
+    forget_sign_in(request, answer)
     return answer
 
 
@@ -97,6 +162,9 @@ async def _state(request: Request) -> Response:
 
 @signed_in
 async def _leave(visit: Visit) -> Response:
+    if visit.who.get("signed_in"):  # others know the token no more than the person does
+        with suppress(RefusedError):
+            await visit.api.send("DELETE", "tokens", str(visit.who["token"]))
     answer = RedirectResponse("/login", 303)
     sign_out(visit.request, answer)
     return answer

@@ -11,7 +11,7 @@ import hmac
 import secrets
 import time
 from collections.abc import Callable
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -21,6 +21,7 @@ CSRF_FIELD = "csrf"
 CSRF_HEADER = "x-csrf"
 _CODE_LIFETIME_S = 120.0
 _MOST_CODES = 100
+_SIGN_IN_S = 600
 _MOST_FIELDS = 400
 
 
@@ -49,6 +50,36 @@ def sign_in(request: Request, response: Response, token: str) -> None:
 def sign_out(request: Request, response: Response) -> None:
     response.delete_cookie(
         _cookie(request), path="/", httponly=True, samesite="strict", secure=request.url.scheme == "https"
+    )
+
+
+def keep_sign_in(request: Request, response: Response, state: str, secret: str, after: str) -> None:
+    """For the time at the issuer: it comes back with a visit that another site began (``lax``)."""
+    response.set_cookie(
+        f"{_cookie(request)}-oidc",
+        f"{state}.{secret}.{quote(after, safe='')}",
+        max_age=_SIGN_IN_S,
+        path="/",
+        httponly=True,
+        samesite="lax",
+        secure=request.url.scheme == "https",
+    )
+
+
+def kept_sign_in(request: Request) -> tuple[str, str, str]:
+    """State, secret, and where to go after it; empty where none is under way."""
+    state, _, rest = request.cookies.get(f"{_cookie(request)}-oidc", "").partition(".")
+    secret, _, after = rest.partition(".")
+    return state[:100], secret[:100], unquote(after)
+
+
+def forget_sign_in(request: Request, response: Response) -> None:
+    response.delete_cookie(
+        f"{_cookie(request)}-oidc",
+        path="/",
+        httponly=True,
+        samesite="lax",
+        secure=request.url.scheme == "https",
     )
 
 
