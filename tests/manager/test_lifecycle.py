@@ -107,7 +107,7 @@ class World:
         self.store = Store(open_own_database(self.settings), clock, self.fuse)
         self.tracker = Tracker(self.spool, self.store)
         self.cancellation = Cancellation()
-        self.ground = ProgramGround(self.settings, Ports(self.settings.home / "ports.json"))
+        self.ground = ProgramGround(self.settings, Ports(self.settings.home / "ports.json"), self.store)
         self.lifecycle = Lifecycle(
             Surroundings(
                 settings=self.settings,

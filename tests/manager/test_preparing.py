@@ -97,7 +97,7 @@ class World:
             Places(3),
             lambda project: self.steps,
             lambda: None,
-            lambda step: {},
+            lambda step, project: {},
             self.orchestrator,
             self.woken.set,
         )

@@ -76,7 +76,7 @@ def _state(store: Store) -> State | None:
 
 def _reconciler(settings: Settings, store: Store, steps: "MarkingSteps") -> Reconciler:
     clock, orchestrator = SystemClock(), FakeOrchestrator()
-    ground = ProgramGround(settings, Ports(settings.home / "ports.json"))
+    ground = ProgramGround(settings, Ports(settings.home / "ports.json"), store)
 
     def support() -> None:
         read_or_make_token(data_token_file(settings))

@@ -12,10 +12,12 @@ from flops.core.settings import Settings
 from flops.core.spec import spec_from_mapping
 from flops.federation import AgentConfig, VirtualLearner
 from flops.manager import deployment
+from flops.manager.databases import open_own_database
 from flops.manager.grounds import AGENT, ProgramGround
 from flops.manager.paths import ProjectPaths, data_token_file
 from flops.manager.ports import Ports
 from flops.manager.rows import Learner
+from flops.manager.store import Store
 
 if TYPE_CHECKING:
     from flops.core.spec import ProjectSpec
@@ -56,10 +58,12 @@ def configured(tmp_path: Path) -> Any:
         }
         numbers = {path: number for number, path in enumerate(sorted({one.cluster or "" for one in who}), 1)}
         numbers.pop("", None)
-        ground = ProgramGround(settings, Ports(tmp_path / "ports.json"))
+        store = Store(open_own_database(settings))
+        ground = ProgramGround(settings, Ports(tmp_path / "ports.json"), store)
         deployment.write_configurations(
             settings, ground, PROJECT, wanted, who, results, rounds=3, numbers=numbers
         )
+        store.close()
         agents = [
             one
             for one in deployment.services_of(PROJECT, wanted, who, numbers, workers=False)

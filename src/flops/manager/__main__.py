@@ -121,6 +121,7 @@ def _manage(settings: Settings, home: Home, api: socket.socket, database: sa.Eng
             programs=programs,
             orchestrator=orchestrator,
             reports_url=remote.url if remote is not None else None,
+            network_names=network.names if network is not None else (),
             database=database,
         )
     except FlopsError as error:

@@ -4,12 +4,15 @@ import hashlib
 import json
 import os
 import tarfile
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from flops.manager.paths import write_private_json
+from flops.core.ids import ProjectId
+from flops.core.settings import Settings
+from flops.manager.paths import ProjectPaths, write_private_json
 
 _GIT = ".git"
 
@@ -21,6 +24,13 @@ class CodeArchive:
     path: Path
     sha256: str
     size_bytes: int
+
+
+def code_of(settings: Settings, project: ProjectId, results: Mapping[str, Mapping[str, Any]]) -> CodeArchive:
+    """The archive of a project's checkout."""
+    fetched = results["fetch"]
+    folder = ProjectPaths.of(settings, project).folder
+    return code_archive(folder, Path(fetched["path"]), str(fetched["commit"]))
 
 
 def code_archive(folder: Path, checkout: Path, commit: str) -> CodeArchive:

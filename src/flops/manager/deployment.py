@@ -124,6 +124,8 @@ def write_configurations(
     access = DataAccess(location=ground.data(), token=data_token, tags=tuple(results["data"]["tags"]))
     agents = _agents(spec, learners, numbers)
     for agent in agents:
+        joined = ground.is_joined(agent.learners[0])
+        number = numbers.get(home_of(spec, agent.learners[0]) or "")
         seats = [
             VirtualLearner(
                 learner.learner,
@@ -135,19 +137,24 @@ def write_configurations(
         ]
         config = AgentConfig(
             project=project,
-            aggregator=ground.location(project, numbers.get(home_of(spec, agent.learners[0]) or "")),
-            tls=ground.members_tls(),
-            data=access,
-            threads=threads_of(spec, len(learners)),
+            aggregator=ground.location(project, number, joined=joined),
+            tls=None if joined else ground.members_tls(project, agent.name),
+            data=replace(access, location="", token="") if joined else access,
+            threads=_threads(spec, len(learners), joined=joined),
             memory_mb=spec.resources.memory_mb,
             placed=bool(newcomers),
-            **ground.agent(project, agent.name, results),
+            **({} if joined else ground.agent(project, agent.name, results)),
         )
         if training.virtual:
             config = replace(config, virtual=tuple(seats), workers=_workers(spec, len(agents)))
         else:
             config = config.of(seats[0])
         config.write(config_file(settings, project, agent.name))
+
+
+def _threads(spec: ProjectSpec, learners: int, *, joined: bool) -> int | None:
+    """Of a learner on a machine of its own: all, unless the spec says otherwise."""
+    return None if joined and spec.resources.vcpus is None else threads_of(spec, learners)
 
 
 @dataclass(frozen=True)
@@ -192,7 +199,7 @@ def _aggregator_config(
             ground.location(project, above),
             aggregator.cluster,
             tokens["clusters"][aggregator.cluster],
-            tls=ground.members_tls(),
+            tls=ground.members_tls(project, aggregator_name(project, aggregator.number)),
             placed=bool(newcomers),
         )
     addresses = {path: ground.location(project, number) for path, number in numbers.items()}

@@ -9,8 +9,8 @@ node, have in common is a volume.
 import json
 import os
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,15 +20,19 @@ from flops.core.settings import Settings
 from flops.core.spec import ProjectSpec
 from flops.federation import ReportTo
 from flops.federation.config import Tls
-from flops.manager.paths import ProjectPaths, read_or_make_token
+from flops.manager.code_archive import code_of
+from flops.manager.joined import ASSIGNMENT
+from flops.manager.paths import ProjectPaths, read_or_make_token, write_private
 from flops.manager.ports import Ports, is_free
 from flops.manager.rows import Deployment, Learner, Service
-from flops.manager.states import AGGREGATOR_IMAGE, EXPORT_ENVIRONMENT, IMAGES
+from flops.manager.states import AGGREGATOR_IMAGE, DATA, EXPORT_ENVIRONMENT, IMAGES
 from flops.orchestration import SECRETS, File, Node, Orchestrator, ServiceSpec, Volume
+from flops.orchestration.port import LOOPBACK
 from flops.serving.config import ServingConfig, ServingTls, serving_command
 
 if TYPE_CHECKING:
     from flops.manager.authority import Authority
+    from flops.manager.store import Store
 
 AGGREGATOR = "aggregator"
 AGENT = "agent"
@@ -53,6 +57,8 @@ INITIAL_MODEL_FILE = "/model/initial.safetensors"
 _MODEL = "/model"
 _STATE = "/var/lib/flops"
 _SEAT = "/run/flops/seat"
+ANY_HOST = "manager.invalid"
+"""Stands for this machine in what joined nodes are told: each puts in how it calls us itself."""
 DATA_RUN = "/run/flops/data"
 DATA_SOCKET = f"{DATA_RUN}/data.sock"
 DATA_RUN_VOLUME = "flops-data-run"
@@ -97,22 +103,35 @@ class Ground(Protocol):
         """Where an aggregator runs: a cluster's by its number, None the root's."""
         ...
 
-    def location(self, project: ProjectId, number: int | None) -> str:
-        """Where its members connect."""
+    def location(self, project: ProjectId, number: int | None, *, joined: bool = False) -> str:
+        """Where its members connect.
+
+        Args:
+            joined: those on joined nodes.
+        """
         ...
 
-    def members_tls(self) -> Tls | None:
-        """What its members trust, and prove themselves with."""
+    def members_tls(self, project: ProjectId, member: str) -> Tls | None:
+        """What one of its members trusts, and proves itself with.
+
+        Args:
+            member: a learner, or the name of an aggregator's service.
+        """
         ...
 
     def data(self) -> str:
         """Where agents find the data server of their node."""
         ...
 
+    def is_joined(self, learner: Learner) -> bool:
+        """Whether it is on a joined node: a machine that completes the configuration of its agent by itself,
+        with its own paths, its own data server and its own name for this machine."""
+        ...
+
     def agent(
         self, project: ProjectId, name: LearnerId, results: Mapping[str, Mapping[str, Any]]
     ) -> dict[str, Any]:
-        """What an agent's configuration says about its worker."""
+        """What the configuration of an agent, on no joined node, says about its worker."""
         ...
 
     def specification(
@@ -170,16 +189,39 @@ def model_service_name(project: ProjectId) -> ServiceName:
 
 
 class ProgramGround:
-    """Programs of this machine."""
+    """Programs of this machine; agents of joined nodes as well.
 
-    def __init__(self, settings: Settings, ports: Ports) -> None:
+    Whoever takes part in a project without joined nodes meets at Unix sockets. With some, its aggregators
+    listen on the network as long as it trains, and let in who has a certificate of the project's own
+    authority.
+
+    Args:
+        names: by which other machines call this one; none: it listens on loopback alone.
+    """
+
+    def __init__(self, settings: Settings, ports: Ports, store: "Store", names: Sequence[str] = ()) -> None:
         self._settings = settings
         self._ports = ports
+        self._store = store
+        self._names = tuple(names)
 
     def aggregator(self, project: ProjectId, number: int | None, token: str) -> Quarters:
         paths = ProjectPaths.of(self._settings, project)
+        if self._is_open(project):
+            host = "0.0.0.0" if self._names else LOOPBACK  # noqa: S104 - mutual TLS, see above
+            return replace(
+                self._quarters(
+                    paths, project, number, token, f"grpc+tls://{host}:{self._port(project, number)}"
+                ),
+                tls=self._tls(project, aggregator_name(project, number), (LOOPBACK, *self._names)),
+            )
+        return self._quarters(paths, project, number, token, self.location(project, number))
+
+    def _quarters(
+        self, paths: ProjectPaths, project: ProjectId, number: int | None, token: str, listen: str
+    ) -> Quarters:
         return Quarters(
-            listen=self.location(project, number),
+            listen=listen,
             initial_model=str(paths.initial_model),
             state_dir=str(paths.state if number is None else paths.cluster(number)),
             report=ReportTo(
@@ -187,15 +229,20 @@ class ProgramGround:
             ),
         )
 
-    def location(self, project: ProjectId, number: int | None) -> str:
+    def location(self, project: ProjectId, number: int | None, *, joined: bool = False) -> str:
+        if self._is_open(project):
+            return f"grpc+tls://{ANY_HOST if joined else LOOPBACK}:{self._port(project, number)}"
         name = project if number is None else f"{project}-{number}"
         return f"grpc+unix://{self._settings.run_dir / name}.sock"
 
-    def members_tls(self) -> Tls | None:
-        return None
+    def members_tls(self, project: ProjectId, member: str) -> Tls | None:
+        return self._tls(project, member) if self._is_open(project) else None
 
     def data(self) -> str:
         return f"grpc+unix://{self._settings.data_socket}"
+
+    def is_joined(self, learner: Learner) -> bool:
+        return learner.node != ""
 
     def agent(
         self, project: ProjectId, name: LearnerId, results: Mapping[str, Mapping[str, Any]]
@@ -214,6 +261,9 @@ class ProgramGround:
         learners: Mapping[str, Learner],
         results: Mapping[str, Mapping[str, Any]],
     ) -> ServiceSpec:
+        learner = learners.get(str(service.learner))
+        if learner is not None and self.is_joined(learner):
+            return self._on_joined(project, service, learner, results)
         return ServiceSpec(
             name=service.name,
             command=(
@@ -229,6 +279,60 @@ class ProgramGround:
             nice=_NICE[service.role],
             directory=ProjectPaths.of(self._settings, project).folder,
         )
+
+    def _on_joined(
+        self,
+        project: ProjectId,
+        service: Service,
+        learner: Learner,
+        results: Mapping[str, Mapping[str, Any]],
+    ) -> ServiceSpec:
+        row = self._store.project(project)
+        code = code_of(self._settings, project, results)
+        assignment = {
+            "project": project,
+            "name": row.name,
+            "owner": row.owner,
+            "team": row.team,
+            "repository": row.source,
+            "commit": results["fetch"]["commit"],
+            "tags": list(results[DATA]["tags"]),
+            "site": learner.site,
+            "learner": learner.learner,
+            "rounds_total": row.rounds_total,
+            "lock": results["lock"]["hash"],
+            "python": results["lock"]["python"],
+            "code_sha256": code.sha256,
+            "code_bytes": code.size_bytes,
+        }
+        config = config_file(self._settings, project, _subject(project, service))
+        return ServiceSpec(
+            name=service.name,
+            command=(_PROGRAMS[service.role],),
+            role=service.role,
+            project=project,
+            node=learner.node,
+            files=(
+                File(ASSIGNMENT, json.dumps(assignment).encode()),
+                File("config.json", config.read_bytes()),
+                *project_files(self._settings, project, learner.learner),
+            ),
+        )
+
+    def _is_open(self, project: ProjectId) -> bool:
+        return any(self.is_joined(learner) for learner in self._store.learners(project))
+
+    def _port(self, project: ProjectId, number: int | None) -> int:
+        return self._ports.of(aggregator_name(project, number), is_free=is_free)
+
+    def _tls(self, project: ProjectId, name: str, addresses: Sequence[str] = ()) -> Tls:
+        """Written as files: programs of this machine read them there."""
+        folder = authority_folder(self._settings, project) / "files"
+        named = {}
+        for file in project_files(self._settings, project, name, addresses):
+            path = named[file.name] = folder / f"{name.removeprefix(f'{project}-')}.{file.name}"
+            write_private(path, file.content.decode("ascii"))
+        return Tls(cert=str(named[_CERTIFICATE]), key=str(named[_KEY]), ca=str(named[_PROJECT_CA]))
 
     def model(
         self, deployment: Deployment, folder: str, results: Mapping[str, Mapping[str, Any]]
@@ -310,11 +414,14 @@ class ImageGround:
             tls=_PROJECT_TLS,
         )
 
-    def location(self, project: ProjectId, number: int | None) -> str:
+    def location(self, project: ProjectId, number: int | None, *, joined: bool = False) -> str:
         return f"grpc+tls://{self._address(project, number)}"
 
-    def members_tls(self) -> Tls | None:
+    def members_tls(self, project: ProjectId, member: str) -> Tls | None:
         return _PROJECT_TLS
+
+    def is_joined(self, learner: Learner) -> bool:
+        return False
 
     def data(self) -> str:
         return f"grpc+unix://{DATA_SOCKET}"
@@ -439,18 +546,8 @@ class ImageGround:
         Args:
             address: ``host:port`` at which they reach it; None: it is no server.
         """
-        from flops.manager.authority import DAYS_OF_PROJECT, Authority
-
-        folder = ProjectPaths.of(self._settings, project).config / "authority"
-        authority = Authority(folder, f"FLOps authority of {project}")
         hosts = [address.rpartition(":")[0].strip("[]")] if address is not None else []
-        file = folder / f"{service.name.removeprefix(f'{project}-')}.json"
-        issued = authority.issue_once(file, service.name, hosts, client=True, days=DAYS_OF_PROJECT)
-        return (
-            File(_PROJECT_CA, authority.certificate.encode()),
-            File(_CERTIFICATE, issued.certificate.encode()),
-            File(_KEY, issued.key.encode()),
-        )
+        return project_files(self._settings, project, service.name, hosts)
 
     def _certificate_files(self, project: ProjectId, name: str, host: str) -> tuple[File, ...]:
         folder = ProjectPaths.of(self._settings, project).config
@@ -478,6 +575,31 @@ class ImageGround:
     def _home_node(self) -> Node:
         """Where aggregators run: beside this manager where it is a node: their state stays in reach."""
         return home_node(self._orchestrator)
+
+
+def authority_folder(settings: Settings, project: ProjectId) -> Path:
+    return ProjectPaths.of(settings, project).config / "authority"
+
+
+def project_files(
+    settings: Settings, project: ProjectId, name: str, addresses: Sequence[str] = ()
+) -> tuple[File, ...]:
+    """What proves a service to others of its project, and them to it.
+
+    Args:
+        addresses: at which they reach it; none: it is no server.
+    """
+    from flops.manager.authority import DAYS_OF_PROJECT, Authority  # most projects need none of it
+
+    folder = authority_folder(settings, project)
+    authority = Authority(folder, f"FLOps authority of {project}")
+    file = folder / f"{name.removeprefix(f'{project}-')}.json"
+    issued = authority.issue_once(file, name, addresses, client=True, days=DAYS_OF_PROJECT)
+    return (
+        File(_PROJECT_CA, authority.certificate.encode()),
+        File(_CERTIFICATE, issued.certificate.encode()),
+        File(_KEY, issued.key.encode()),
+    )
 
 
 def home_node(orchestrator: Orchestrator) -> Node:

@@ -4,7 +4,7 @@ A node asks what is wanted of it (`JoinedNodes.told`) and says what is there (`J
 `deploy` commits what is wanted and returns; the service is pending until its node says more. What travels is
 an assignment and files, never a command: a node knows by itself how one takes part in a project. While a node
 is away its services go on, as far as anybody knows; those of one that has left, or was away for too long, are
-lost, and nothing brings them back (`ServiceStatus.gone`).
+lost, and nothing brings them back (`ServiceStatus.final`).
 
 Rows survive the manager; secrets that travel lie in private files, logs of nodes in memory only.
 """
@@ -280,7 +280,8 @@ class JoinedNodes:
             role=service.role,
             project=service.project,
             node=service.node,
-            gone=state == "lost",
+            # Refused by its owner, or not to be prepared there: no agent has ended.
+            final=state == "lost" or (state == "failed" and service.exit_code is None),
         )
 
     def _node(self, name: str) -> JoinedNode | None:

@@ -54,8 +54,8 @@ class Surroundings:
     """Serves what was trained."""
     support: Callable[[], None]
     """Sees to it that data servers and the recorder run."""
-    step_arguments: Callable[[str], dict[str, Any]] = lambda step: {}
-    """What a step has to know that no project says."""
+    step_arguments: Callable[[str, ProjectId], dict[str, Any]] = lambda step, project: {}
+    """What a step has to know that no spec says."""
     check_lease: Callable[[], None] = lambda: None
     """Raises what is waited for without end where this manager must not act."""
 

@@ -37,7 +37,8 @@ from flops.manager import choosing, deployment, orchestrators, packaging
 from flops.manager.backup import RESTORED, Backup
 from flops.manager.broadcast import Broadcast
 from flops.manager.cancellation import Cancellation, Places
-from flops.manager.code_archive import CodeArchive, code_archive
+from flops.manager.choosing import OFFERS, Offers
+from flops.manager.code_archive import code_of
 from flops.manager.databases import open_own_database
 from flops.manager.figures import Figures
 from flops.manager.grounds import ONNX, Ground, ImageGround, ProgramGround, config_file
@@ -47,6 +48,7 @@ from flops.manager.joined import JoinedNodes
 from flops.manager.lifecycle import Surroundings
 from flops.manager.listing import Page, Wanted
 from flops.manager.nodes import Nodes
+from flops.manager.offering import offers_of
 from flops.manager.once import CarryOut, Once, OnceRequest
 from flops.manager.orchestrators import open_programs
 from flops.manager.paths import ProjectPaths, write_private_json
@@ -98,6 +100,7 @@ class Manager:
         orchestrator: runs projects' services; None: ``programs`` does.
         reports_url: where services that are images report; needed by an orchestrator that runs them.
         database: of `open_own_database`; None: opened here.
+        network_names: by which other machines call this one; none: it answers itself alone.
         step_runner, clock: replaced in tests.
     """
 
@@ -109,6 +112,7 @@ class Manager:
         orchestrator: Orchestrator | None = None,
         reports_url: str | None = None,
         database: sa.Engine | None = None,
+        network_names: Sequence[str] = (),
         step_runner: Callable[[ProjectId], StepRunner] | None = None,
         clock: Clock | None = None,
     ) -> None:
@@ -135,7 +139,7 @@ class Manager:
         self._orchestrator = self._permitted(Placing(base, self.joined))
         ports = Ports(settings.home / "ports.json")
         self._builds = ImageBuilds(settings, self._programs, base, ports, self._call_step)
-        self._ground: Ground = ProgramGround(settings, ports)
+        self._ground: Ground = ProgramGround(settings, ports, self._store, network_names)
         self._nodes: Nodes | None = None
         if self._orchestrator.runs_images:
             from flops.manager.authority import Authority  # managers of programs need none of it
@@ -652,7 +656,7 @@ class Manager:
             NotFoundError: it is not wanted for that project.
         """
         self._check_wanted(node, project)
-        return self._code(project).path
+        return code_of(self.settings, project, self._store.steps(project)).path
 
     def lock_for(self, node: JoinedNode, project: ProjectId) -> dict[str, str]:
         """The packages of a project that a joined node is wanted for.
@@ -668,11 +672,6 @@ class Manager:
         if lock is None:
             raise NotFoundError(f"the lock of project {project} is not there any more - run it anew")
         return {"python": lock.python, "platform": lock.platform, "text": lock.text}
-
-    def _code(self, project: ProjectId) -> CodeArchive:
-        fetched = self._store.steps(project)["fetch"]
-        folder = ProjectPaths.of(self.settings, project).folder
-        return code_archive(folder, Path(fetched["path"]), str(fetched["commit"]))
 
     def _check_wanted(self, node: JoinedNode, project: ProjectId) -> None:
         if self.joined.assignment(node, project) is None:
@@ -817,15 +816,27 @@ class Manager:
         if self._nodes is not None:
             self._nodes.ensure()
 
-    def _step_arguments(self, step: str) -> dict[str, Any]:
-        """What a step has to know of the orchestrator's nodes and of images, beside its project."""
+    def _step_arguments(self, step: str, project: ProjectId | None = None) -> dict[str, Any]:
+        """What a step has to know of nodes and of images, beside its project."""
         if step == ENVIRONMENT:
             return {"runs_images": self._orchestrator.runs_images}
         if step in (IMAGES, AGGREGATOR_IMAGE, MODEL_IMAGE):
             return self._builds.arguments()
+        found: dict[str, Any] = {}
         if step in (DATA, CLUSTERS) and self._nodes is not None:
-            return {SOURCES: self._nodes.sources()}
-        return {}
+            found[SOURCES] = self._nodes.sources()
+        if step in (DATA, CLUSTERS) and project is not None:
+            found[OFFERS] = asdict(self._offers(project))
+        return found
+
+    def _offers(self, project: ProjectId) -> Offers:
+        """What joined nodes offer a project."""
+        row = self._store.project(project)
+        spec = spec_from_mapping(deployment.read_spec(self.settings, project))
+        if spec.data.mock is not None or not spec.data.tags:
+            return Offers()
+        nodes = self.joined.store.nodes()
+        return offers_of(nodes, row, spec, self._clock.now(), images=self._orchestrator.runs_images)
 
     def _start_support(self) -> None:
         try:

@@ -56,7 +56,7 @@ class Packaging:
         cancellation: Cancellation,
         step_runner: Callable[[ProjectId], StepRunner],
         inference: Inference,
-        step_arguments: Callable[[str], dict[str, Any]],
+        step_arguments: Callable[[str, ProjectId], dict[str, Any]],
         wake: Callable[[], None],
     ) -> None:
         self._settings = settings
@@ -109,7 +109,7 @@ class Packaging:
     def _make_environment(self, request: dict[str, Any]) -> None:
         try:
             if MODEL_IMAGE in post_training_steps(request["spec"].get("post_training_steps") or ()):
-                request["arguments"] = self._step_arguments(MODEL_IMAGE)
+                request["arguments"] = self._step_arguments(MODEL_IMAGE, self._project)
             self._run(EXPORT_ENVIRONMENT, request)
         except (Superseded, Cancelled):
             log.info("project %s: packaging was given up", self._project)
@@ -139,7 +139,7 @@ class Packaging:
         """Make an image of the registered model, or serve it; a failure is the result, and a warning."""
         models = self._store.models(project.id)
         if step == MODEL_IMAGE:
-            arguments = {**self._step_arguments(step), "model": None}
+            arguments = {**self._step_arguments(step, self._project), "model": None}
             if models:
                 arguments |= {"model": models[0].folder, "name": models[0].name, "version": models[0].version}
             self._run(step, {**request, "arguments": arguments}, "the model's image was not built")

@@ -34,7 +34,7 @@ class Preparing:
         orchestrator: will run the project's services.
         places: steps that run at the same time, of all projects.
         support: sees to it that data servers run.
-        step_arguments: what a step has to know that no project says.
+        step_arguments: what a step has to know that no spec says.
         wake: makes somebody call `advance` again.
     """
 
@@ -47,7 +47,7 @@ class Preparing:
         places: Places,
         step_runner: Callable[[ProjectId], StepRunner],
         support: Callable[[], None],
-        step_arguments: Callable[[str], dict[str, Any]],
+        step_arguments: Callable[[str, ProjectId], dict[str, Any]],
         orchestrator: Orchestrator,
         wake: Callable[[], None],
     ) -> None:
@@ -151,7 +151,7 @@ class Preparing:
                 self._support()
             self._store.start_step(self._project, step)
             spec = deployment.read_spec(self._settings, self._project)
-            arguments = self._step_arguments(step)
+            arguments = self._step_arguments(step, self._project)
             if step == INITIAL_MODEL and (initial := spec["model"].get("initial")):
                 arguments["parameters"] = str(parameters_of(self._store, initial))
             request = {

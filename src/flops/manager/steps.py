@@ -18,6 +18,7 @@ from flops.core.ids import ProjectId
 from flops.core.settings import Settings
 from flops.core.spec import ClustersSpec, ProjectSpec, spec_from_mapping
 from flops.manager import choosing, clustering, image_steps
+from flops.manager.choosing import OFFERS
 from flops.manager.grounds import ONNX
 from flops.manager.paths import ProjectPaths, data_token_file
 from flops.manager.sources import SOURCES, Source, Sources
@@ -230,13 +231,17 @@ def data(work: Work) -> dict[str, Any]:
             sources=work.arguments.get(SOURCES),
         )
     with _sources(work.settings, work.arguments) as sources:
-        found = sources.list(tags)
-    sites = choosing.sites(found, tags, wanted)
+        found: list[tuple[str, choosing.Fragment]] = [*sources.list(tags)]
+    offers, warnings = choosing.Offers.of(work.arguments.get(OFFERS)).beside(
+        fragment.site for _, fragment in found
+    )
+    found += [(one.node, one) for one in offers.tagged(tags)]
+    sites = choosing.sites(found, tags, wanted, offers.refusals)
     if mock is not None and mock.test_split:
         from flops.data import tags_of_test_split
 
         tags += tags_of_test_split(tags)  # learners see them, but they are no examples to train on
-    return {"tags": tags, "sites": sites}
+    return {"tags": tags, "sites": sites, "warnings": [*warnings, *offers.refusals]}
 
 
 def clusters(work: Work) -> dict[str, Any]:
@@ -246,6 +251,12 @@ def clusters(work: Work) -> dict[str, Any]:
     sites = [str(site["site"]) for site in work.results["data"]["sites"]]
     tags = [choosing.mock_tag(work.project)] if work.spec.data.mock else list(work.spec.data.tags)
     warnings: list[str] = []
+    joined = {one.node for one in choosing.Offers.of(work.arguments.get(OFFERS)).offered}
+    far = {
+        str(site["site"]): site["node"]
+        for site in work.results["data"]["sites"]
+        if site.get("node") in joined
+    }
     labels: dict[str, dict[str, set[str]]] = {site: {} for site in sites}
     histograms: dict[str, Mapping[str, int]] = {}
     with _sources(work.settings, work.arguments) as sources:
@@ -253,8 +264,17 @@ def clusters(work: Work) -> dict[str, Any]:
             for _, fragment in sources.list(tags):
                 for name, value in fragment.labels.items():
                     labels.get(fragment.site, {}).setdefault(name, set()).add(value)
+            for one in choosing.Offers.of(work.arguments.get(OFFERS)).tagged(tags):
+                for name, value in one.labels.items():
+                    labels.get(one.site, {}).setdefault(name, set()).add(value)
         if wanted.by == "distribution":
             for site in sites:
+                if site in far:
+                    warnings.append(
+                        f"site '{site}' is put into a cluster by size alone: node {far[site]} has joined, "
+                        "and tells no histogram"
+                    )
+                    continue
                 try:
                     histograms[site] = sources.histogram(tags, site, wanted.epsilon)
                 except (ConflictError, InvalidInputError) as error:

@@ -85,7 +85,7 @@ def judge(
             continue
         outside = code is None or code in _TOLD_TO_END
         budget = MAX_RESTARTS_OF_KILLED if outside else MAX_RESTARTS
-        by_itself = code is not None and code >= 0 and not outside
+        by_itself = (code is not None and code >= 0 and not outside) or (status is not None and status.final)
         if service.learner is not None and by_itself and service.role != WORKER:
             over.append(why)
             yield Action(service, Verdict.OVER, why)
@@ -148,5 +148,7 @@ def _end(service: Service, status: ServiceStatus | None, last_line: Callable[[Se
     if status is None:
         return f"{who} is not there any more"
     line = last_line(service.name)
+    if status.final:
+        return f"{who} is over ({status.reason})"
     what = status.reason or f"exit code {status.exit_code}"
     return f"{who} ended ({what})" + (f": {line}" if line else "")

@@ -162,8 +162,8 @@ class ServiceStatus:
         restarts: attempts after the first, so far. started_at: of the present or last attempt, seconds
         since 1970 UTC; None before the first. pid: of the service's own process while it runs on this
         machine, else None. node: the name of the one that it runs, or ran, on; empty before. endpoint:
-        ``host:port`` at which a published one is reached from this machine while it runs, else None. gone:
-        what ran it is gone too, so another attempt would go nowhere.
+        ``host:port`` at which a published one is reached from this machine while it runs, else None. final:
+        it was not the service that failed, and another attempt would go no further.
     """
 
     name: ServiceName
@@ -177,7 +177,7 @@ class ServiceStatus:
     project: str
     node: str = ""
     endpoint: str | None = None
-    gone: bool = False
+    final: bool = False
 
     @property
     def live(self) -> bool:
