@@ -1,3 +1,5 @@
+import mmap
+import os
 import signal
 import subprocess
 import sys
@@ -5,14 +7,17 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import cast
 
 import psutil
 import pytest
 
 from flops.core.errors import FailedError, FlopsError, InvalidInputError, UnavailableError
+from flops.core.term import boot_time, lease_end, set_lease_end
 from flops.manager.cancellation import Cancellation, Cancelled
 from flops.manager.process_tree import kill_tree
 from flops.manager.step_process import StepProcess
+from flops.persistence.lease import Lease
 
 
 @pytest.fixture
@@ -120,6 +125,41 @@ def test_the_step_process_ends_with_the_manager(tmp_path: Path) -> None:
     manager.kill()
     step.wait(30)
     manager.communicate()
+
+
+class Term:
+    """A lease that runs as long as the test wants."""
+
+    def __init__(self) -> None:
+        self.until_fd = os.memfd_create("test")
+        os.ftruncate(self.until_fd, mmap.PAGESIZE)
+        self.until = mmap.mmap(self.until_fd, mmap.PAGESIZE)
+
+    def end_at(self, time_s: float) -> None:
+        set_lease_end(self.until, time_s)
+
+    def check(self) -> None:
+        if lease_end(self.until) < boot_time():
+            raise UnavailableError("another manager acts")
+
+
+def test_a_step_ends_with_the_lease_of_its_manager_and_begins_with_the_next_one(tmp_path: Path) -> None:
+    term = Term()
+    process = StepProcess(tmp_path / "log", cast(Lease, term))
+    request = {"home": str(tmp_path), "project": "p-222222", "spec": {"repo": ""}}
+    try:
+        with pytest.raises(UnavailableError, match="another manager acts"):
+            process.run("fetch", request, print, Cancellation())
+        assert children() == []
+        term.end_at(boot_time() + 600)
+        with pytest.raises(InvalidInputError):
+            process.run("fetch", request, print, Cancellation())
+        (child,) = children()
+        term.end_at(0.0)  # as where the manager is frozen: it does nothing about it
+        child.wait(60)
+    finally:
+        process.close()
+        os.close(term.until_fd)
 
 
 def test_descendants_with_sessions_of_their_own_are_killed_too() -> None:

@@ -83,7 +83,13 @@ def up(
 def _stand_by(settings: "Settings", port: int | None, *, as_json: bool) -> None:
     from flops.cli.launch import start_standby
     from flops.client import Client
+    from flops.core.errors import InvalidInputError
 
+    if settings.database_url is None:
+        raise InvalidInputError(
+            "a standby needs a PostgreSQL that it shares with the manager that acts - name it with "
+            "FLOPS_DATABASE"
+        )
     address = start_standby(settings, port=port)
     with Client(address.url, token="") as client:
         health = client.get_health()
