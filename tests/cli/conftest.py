@@ -40,6 +40,7 @@ class StandIn:
         self.fragments: list[dict[str, Any]] = []
         self.models: list[dict[str, Any]] = []
         self.archive = b""
+        self.gui_url = "http://127.0.0.1:5000"
         self.shut_down = threading.Event()
         self.streaming = threading.Event()
         """Set while somebody reads an event stream."""
@@ -247,7 +248,7 @@ class StandIn:
 
         @app.post("/v1/ui")
         def ui() -> Any:
-            return {"url": "http://127.0.0.1:5000"}
+            return {"url": self.gui_url}
 
         @app.post("/v1/shutdown", status_code=202)
         async def shutdown(request: Request) -> Any:

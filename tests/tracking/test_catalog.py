@@ -1,18 +1,14 @@
 import json
-import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flops.core.errors import InvalidInputError
 from flops.core.ids import ProjectId
-from flops.tracking import ModelExported, RunStarted, tracking_environment, ui_command
+from flops.tracking import ModelExported, RunStarted, tracking_environment
 from flops.tracking.commands import artifact_root, shown, without_secrets
 
 if TYPE_CHECKING:
@@ -66,38 +62,6 @@ def test_the_registry_lists_versions_and_gives_their_files(home: "Home", tmp_pat
     assert answer["error"]["detail"] == f"{copy} exists - name another destination"
     status, answer = ask(home, "download", "family", "2", str(tmp_path / "other"))
     assert (status, answer["error"]["code"]) == (1, "not-found")
-
-
-@pytest.mark.slow
-def test_the_gui_answers_on_loopback_and_to_loopback_names_only(home: "Home") -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = home.start(
-        ui_command(home.tracking_uri, home.artifacts, "127.0.0.1", port), stderr=subprocess.PIPE
-    )
-    assert server.stderr is not None
-    for line in server.stderr:
-        if b"running on" in line:
-            break
-    try:
-        url = f"http://127.0.0.1:{port}/ajax-api/2.0/mlflow/experiments/get?experiment_id=0"
-        with urllib.request.urlopen(url, timeout=30) as answer:
-            experiment = json.load(answer)["experiment"]
-        assert experiment["name"] == "Default"
-        foreign = urllib.request.Request(url, headers={"Host": "evil.example"})
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(foreign, timeout=30)
-        refused.value.close()
-        assert refused.value.code == 403
-    finally:
-        server.terminate()
-        assert server.wait(30) == 0
-
-
-def test_a_store_that_is_a_server_has_a_gui_of_its_own() -> None:
-    with pytest.raises(InvalidInputError, match=r"server https://ml\.example:8443/x - open that"):
-        ui_command("https://me:secret@ml.example:8443/x?token=1", "/a", "127.0.0.1", 5000)
 
 
 @pytest.mark.parametrize(

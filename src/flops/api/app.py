@@ -21,6 +21,7 @@ from flops.api.access import (
     bearer_token,
 )
 from flops.api.admin import admin_routes
+from flops.api.behind import Behind, gui_url
 from flops.api.beside import Beside, Pages
 from flops.api.data import MAX_UPLOAD_BYTES, UPLOAD_PATH, data_routes
 from flops.api.health import health_routes, readiness_routes
@@ -97,6 +98,7 @@ def create_app(
         LimitedBody,
         limit_bytes=_limit_bytes,
     )
+    app.add_middleware(Behind, manager=manager, guard=guard, pages=pages)
     app.add_middleware(Audited, manager=manager)
     if pages is not None:
         app.add_middleware(Beside, pages=pages)
@@ -165,10 +167,10 @@ def _own_routes(manager: Manager, stop: Callable[[], None]) -> APIRouter:
         response_model=schemas.Ui,
         responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
         openapi_extra=SLOW,
-        summary="Start MLflow's GUI on loopback, where it does not run",
+        summary="The address of MLflow's GUI, started where it does not run",
     )
-    def start_ui() -> Any:
-        return {"url": manager.ui()}
+    def start_ui(request: Request) -> Any:
+        return {"url": gui_url(manager, request)}
 
     @routes.post(
         "/v1/shutdown",

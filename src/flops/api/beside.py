@@ -2,12 +2,15 @@
 
 from typing import Protocol
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from flops.api.access import LimitedBody
+from flops.tracking import GUI_PREFIX
 
 _MAX_FORM_BYTES = 1 << 20
-_OF_API = ("/v1", "/api", "/internal")
+_OF_API = ("/v1", "/api", "/internal", GUI_PREFIX)
 
 
 class Pages(Protocol):
@@ -15,6 +18,15 @@ class Pages(Protocol):
 
     def beside(self, api: ASGIApp) -> ASGIApp:
         """The application for all paths that are not the API's; it calls ``api`` within the process."""
+
+    def token_of(self, request: Request) -> str:
+        """The token of whoever is signed in with a browser; empty: nobody."""
+
+    def to_login(self, request: Request) -> Response:
+        """Ask whoever opens a page to sign in, and to come back."""
+
+    async def problem(self, request: Request, status: int, detail: str) -> Response:
+        """A page that says why there is no other."""
 
     def close(self) -> None:
         """End the streams of open pages; called in the event loop that serves them."""

@@ -39,11 +39,11 @@ _OTHERS: Mapping[tuple[str, str], str] = {
     ("GET", "/v1/me"): ANYBODY,
     ("POST", "/v1/specs/validate"): "projects:read",
     ("POST", "/v1/projects/{project}/predictions"): "models:read",
-    ("POST", "/v1/ui"): "manager:read",
+    ("POST", "/v1/ui"): "projects:read",
     ("POST", "/v1/audit/verify"): "audit:read",
     ("POST", "/api/flops/projects"): "projects:write",
     ("POST", "/api/flops/mocks"): "data:write",
-    ("GET", "/api/flops/tracking"): "manager:read",
+    ("GET", "/api/flops/tracking"): "projects:read",
     ("DELETE", "/api/flops/database"): "manager:write",
 }
 

@@ -12,6 +12,7 @@ from fastapi import APIRouter, Body, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from flops.api.access import caller_of
+from flops.api.behind import gui_url
 from flops.api.once import IdempotencyKey, once
 from flops.api.problems import SLOW, documented
 from flops.core.errors import ForbiddenError, InvalidInputError
@@ -122,8 +123,8 @@ def reference_routes(manager: Manager) -> APIRouter:
         openapi_extra=SLOW,
         summary="The address of MLflow's GUI, started where it does not run",
     )
-    def get_tracking() -> Any:
-        return {"tracking_server_url": manager.ui()}
+    def get_tracking(request: Request) -> Any:
+        return {"tracking_server_url": gui_url(manager, request)}
 
     @routes.delete(
         "/database",

@@ -24,19 +24,24 @@ def ui(
     browse: Annotated[bool, typer.Option("--open", help="Open it in a browser too.")] = False,
     as_json: JsonFlag = False,
 ) -> None:
-    """Serve MLflow's GUI on this machine: runs, metrics, models."""
+    """MLflow's GUI behind the manager: runs, metrics, models. The address signs you in, once."""
+    from urllib.parse import quote, urlsplit
+
     from flops.cli.session import manager
+    from flops.cli.web import sign_in_url
 
     with manager() as client:
-        answer = client.start_ui()
+        url = client.start_ui()["url"]
+        if url.startswith(f"{client.url}/"):
+            url = sign_in_url(client.url, quote(urlsplit(url).path, safe=""))
     if as_json:
-        print_json(answer)
+        print_json({"url": url})
     else:
-        say(answer["url"])
+        say(url)
     if browse:
         import webbrowser
 
-        if not webbrowser.open(answer["url"]):
+        if not webbrowser.open(url):
             note("no browser could be opened")
 
 

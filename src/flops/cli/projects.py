@@ -104,12 +104,12 @@ def show(project: ProjectArgument, as_json: JsonFlag = False) -> None:
     from flops.cli.session import manager
 
     with manager() as client:
-        found = client.get_project(project)
+        found, url = client.get_project(project), client.url
     if as_json:
         print_json(found)
         return
     say((found["id"], "bold cyan"), "  ", (clean(found.get("name") or ""), "bold"))
-    for label, value in _facts(found):
+    for label, value in _facts(found, url):
         say((label.ljust(12), "dim"), clean(value))
     learners = found.get("learners") or []
     if found.get("clusters"):
@@ -180,7 +180,7 @@ def _member(name: str, member: Mapping[str, Any]) -> Text:
     return text
 
 
-def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _facts(found: Mapping[str, Any], manager: str) -> list[tuple[str, str]]:
     spec = found.get("spec") or {}
     training = spec.get("training") or {}
     strategy = training.get("strategy") or {}
@@ -190,6 +190,7 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     model = found.get("model")
     end = found.get("finished") or time.time()
     unit = "cycle" if training.get("mode") == "hierarchical" else "round"
+    experiment = found.get("experiment_url")
     facts = [
         ("state", found["state"] + (f" - {found['reason']}" if found.get("reason") else "")),
         ("source", found.get("source")),
@@ -212,7 +213,7 @@ def _facts(found: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("model", f"{model['name']}:{model['version']}  {model.get('uri') or ''}" if model else None),
         ("served", _served(found.get("deployment"))),
-        ("experiment", found.get("experiment_url")),
+        ("experiment", f"{manager}{experiment}" if str(experiment).startswith("/") else experiment),
         ("created", f"{age(found['created'])}, took {duration(end - found['created'])}"),
     ]
     return [(label, str(value)) for label, value in facts if value]

@@ -19,7 +19,7 @@ def web(
     from flops.cli.session import manager
 
     with manager() as client:
-        url = f"{client.url}/login#{_code()}"
+        url = sign_in_url(client.url)
     if as_json:
         print_json({"url": url})
     else:
@@ -30,6 +30,15 @@ def web(
 
     if not webbrowser.open(url):
         note("no browser could be opened")
+
+
+def sign_in_url(manager: str, after: str = "") -> str:
+    """An address that signs in whoever opens it first.
+
+    Args:
+        after: the path to go on to, quoted; the first page, where it is left out.
+    """
+    return f"{manager}/login{f'?next={after}' if after else ''}#{_code()}"
 
 
 def _code() -> str:

@@ -499,7 +499,7 @@ class Operations(ABC):
         return cast(Stopping, self._json(call))
 
     def start_ui(self) -> Ui:
-        """Start MLflow's GUI on loopback, where it does not run"""
+        """The address of MLflow's GUI, started where it does not run"""
         call = Call("POST", "/v1/ui", slow=True)
         return cast(Ui, self._json(call))
 
@@ -1029,7 +1029,7 @@ class AsyncOperations(ABC):
         return cast(Stopping, await self._json(call))
 
     async def start_ui(self) -> Ui:
-        """Start MLflow's GUI on loopback, where it does not run"""
+        """The address of MLflow's GUI, started where it does not run"""
         call = Call("POST", "/v1/ui", slow=True)
         return cast(Ui, await self._json(call))
 

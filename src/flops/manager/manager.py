@@ -72,7 +72,7 @@ from flops.manager.states import (
 )
 from flops.manager.step_process import StepProcess, StepRunner
 from flops.manager.store import Store
-from flops.manager.support import Support
+from flops.manager.support import GuiDoor, Support
 from flops.manager.tracker import Tracker
 from flops.manager.uploads import Upload
 from flops.manager.views import joined_node_view, model_view, project_view
@@ -249,7 +249,7 @@ class Manager:
 
     def project(self, project: ProjectId) -> dict[str, Any]:
         """Raises: NotFoundError: there is no such project."""
-        statuses, ui_url = self._statuses(project), self._support.ui_url()
+        statuses = self._statuses(project)
         with self._store.one_view():
             return project_view(
                 self._store.project(project),
@@ -260,7 +260,7 @@ class Manager:
                 services=self._store.services(project),
                 statuses=statuses,
                 deployment=self._inference.view(project, statuses),
-                ui_url=ui_url,
+                gui=self._support.gui_address,
             )
 
     def page(self, wanted: Wanted) -> Page:
@@ -697,9 +697,23 @@ class Manager:
                 found[name] = None
         return found
 
-    def ui(self) -> str:
-        """The address of MLflow's GUI, started where it does not run."""
-        return self._support.ui()
+    @property
+    def gui_address(self) -> str:
+        """Of MLflow's GUI: a path of this manager's, or a server elsewhere that is the tracking store."""
+        return self._support.gui_address
+
+    @property
+    def gui_door(self) -> GuiDoor:
+        """Where MLflow's GUI answers, if it runs."""
+        return self._support.gui_door
+
+    def start_gui(self) -> None:
+        """MLflow's GUI answers when this returns.
+
+        Raises:
+            UnavailableError: it does not get ready.
+        """
+        self._support.start_gui()
 
     def shut_down(self, *, force: bool = False) -> None:
         """Stop the manager's own services; nothing of this FLOPS_HOME runs afterwards but the manager.

@@ -1,33 +1,57 @@
-"""The manager's own services: data server, recorder and, on request, MLflow's GUI.
+"""The manager's own services: data server, recorder and, from the first request for it on, MLflow's GUI.
 
 They are services of the same orchestrator as everything else, so they outlive a manager that is killed, and
 the next one finds them.
 """
 
 import logging
-import socket
 import sys
 import threading
 import time
-import urllib.error
-import urllib.request
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
 
 from flops.core.errors import UnavailableError
 from flops.core.ids import ServiceName
 from flops.core.settings import Settings
 from flops.manager.paths import data_token_file, read_or_make_token
 from flops.orchestration import Orchestrator, ServiceSpec, deploy_in_place
-from flops.tracking import recorder_command, tracking_environment, ui_command
+from flops.tracking import (
+    AUDIENCES_HEADER,
+    EVERYTHING,
+    GUI_PREFIX,
+    GUI_SOCKET,
+    SECRET_HEADER,
+    gui_command,
+    is_server,
+    recorder_command,
+    tracking_environment,
+)
 
 log = logging.getLogger(__name__)
 
 OWNER = "flops"
 _DATA = ServiceName("flops-data")
 _RECORDER = ServiceName("flops-recorder")
-_UI = ServiceName("flops-ui")
+_GUI = ServiceName("flops-gui")
 _READY_TIMEOUT_S = 20.0
-_UI_TIMEOUT_S = 90.0
+_GUI_TIMEOUT_S = 90.0
+_GUI_IDLE_S = 1800.0
 _LOOK_AGAIN_S = 0.02
+
+
+@dataclass(frozen=True)
+class GuiDoor:
+    """Where MLflow's GUI answers whoever brings the secret."""
+
+    socket: Path
+    secret: str = field(repr=False)
+
+    def headers(self, audiences: str) -> dict[str, str]:
+        """Of a request for somebody who is part of some audiences, see `flops.tracking.visibility`."""
+        return {SECRET_HEADER: self.secret, AUDIENCES_HEADER: audiences}
 
 
 class Support:
@@ -44,6 +68,8 @@ class Support:
         self._orchestrator = orchestrator
         self._lock = threading.Lock()
         self._data_ready = settings.run_dir / "data.ready"
+        self._gui_dir = settings.run_dir / "gui"
+        self._gui_door: GuiDoor | None = None
 
     def ensure(self, *, recorder: bool = True) -> None:
         """The data server runs and answers; the recorder runs.
@@ -72,43 +98,36 @@ class Support:
                 )
             time.sleep(_LOOK_AGAIN_S)
 
-    def ui(self) -> str:
-        """The address of MLflow's GUI, which is started where it does not run.
+    @property
+    def gui_address(self) -> str:
+        """Of MLflow's GUI: a path of this manager's, or a server elsewhere that is the tracking store."""
+        uri = self._settings.mlflow_uri
+        return uri.rstrip("/") if is_server(uri) else GUI_PREFIX
+
+    @property
+    def gui_door(self) -> GuiDoor:
+        """Where it answers, if it runs."""
+        if self._gui_door is None:
+            secret = read_or_make_token(self._settings.run_dir / "gui.token")
+            self._gui_door = GuiDoor(self._gui_dir / GUI_SOCKET, secret)
+        return self._gui_door
+
+    def start_gui(self) -> None:
+        """MLflow's GUI runs and answers; it is started where it does not, and ends when nobody asks for long.
 
         Raises:
             UnavailableError: it does not get ready.
         """
-        uri = self._settings.mlflow_uri
-        if uri.startswith(("http://", "https://")):
-            return uri
-        with self._lock:
-            url = self.ui_url()
-            if url is None:
-                port = _free_port()
-                url = f"http://127.0.0.1:{port}"
-                (self._settings.run_dir / "ui.url").write_text(url)
-                self._deploy(
-                    _UI, "ui", ui_command(uri, self._settings.mlflow_artifacts_dir, "127.0.0.1", port)
-                )
-        deadline = time.monotonic() + _UI_TIMEOUT_S
-        while not _answers(url):
-            if time.monotonic() > deadline or self.ui_url() is None:
-                raise UnavailableError(
-                    f"MLflow's GUI does not answer at {url} - see {self._settings.logs_dir}"
-                )
+        if is_server(self._settings.mlflow_uri):
+            return
+        door = self.gui_door
+        deadline = time.monotonic() + _GUI_TIMEOUT_S
+        while not _answers(door):
+            with self._lock:
+                self._deploy(_GUI, "gui", self._gui_command())
+            if time.monotonic() > deadline:
+                raise UnavailableError(f"MLflow's GUI does not answer - see {self._settings.logs_dir}")
             time.sleep(0.1)
-        return url
-
-    def ui_url(self) -> str | None:
-        """Where the GUI runs; None where it does not."""
-        uri = self._settings.mlflow_uri
-        if uri.startswith(("http://", "https://")):
-            return uri
-        running = any(status.name == _UI and status.live for status in self._orchestrator.list(OWNER))
-        try:
-            return (self._settings.run_dir / "ui.url").read_text() if running else None
-        except FileNotFoundError:
-            return None
 
     def check_recorder(self) -> None:
         """Raises: UnavailableError: the recorder does not run."""
@@ -149,18 +168,18 @@ class Support:
         settings = self._settings
         return recorder_command(settings.spool_dir, settings.mlflow_uri, settings.mlflow_artifacts_dir)
 
+    def _gui_command(self) -> list[str]:
+        settings = self._settings
+        secret_file = settings.run_dir / "gui.token"
+        return gui_command(
+            settings.mlflow_uri, settings.mlflow_artifacts_dir, self._gui_dir, secret_file, _GUI_IDLE_S
+        )
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
-
-def _answers(url: str) -> bool:
+def _answers(door: GuiDoor) -> bool:
     try:
-        # S310: the address is our own, on loopback
-        with urllib.request.urlopen(f"{url}/health", timeout=2.0) as response:  # noqa: S310
-            return bool(response.status == 200)
-    except (urllib.error.URLError, OSError):
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(door.socket)), timeout=5.0) as client:
+            url = f"http://localhost{GUI_PREFIX}/health"
+            return client.get(url, headers=door.headers(EVERYTHING)).status_code == 200
+    except httpx.HTTPError:
         return False

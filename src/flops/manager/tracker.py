@@ -22,6 +22,7 @@ from flops.tracking import (
     RoundMetrics,
     RunEnded,
     Spool,
+    audience,
     run_started,
 )
 
@@ -57,6 +58,7 @@ class Tracker:
                 mode=spec.training.mode,
                 strategy=spec.training.strategy.name,
                 tags={"flops.project": project.id, "flops.initial": spec.model.initial or ""},
+                audience=audience(project.owner, project.team),
             ),
         )
 
@@ -98,6 +100,7 @@ class Tracker:
                 tags=dict(tags),
                 parameters=parameters,
                 rounds=rounds,
+                audience=audience(project.owner, project.team),
             ),
         )
 

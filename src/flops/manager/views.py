@@ -20,13 +20,14 @@ def project_view(
     services: Sequence[Service] = (),
     statuses: Mapping[str, ServiceStatus] | None = None,
     deployment: Mapping[str, Any] | None = None,
-    ui_url: str | None = None,
+    gui: str = "",
 ) -> dict[str, Any]:
     """A project with everything that is known about it.
 
     Args:
         models: the project's own, the newest first.
         deployment: what is served of it.
+        gui: the address of MLflow's GUI.
         statuses: what the orchestrator says about the services, by name.
     """
     model = models[0] if models else None
@@ -79,7 +80,7 @@ def project_view(
         "model": None if model is None else {"name": model.name, "version": model.version, "uri": model.uri},
         "deployment": None if deployment is None else dict(deployment),
         "services": [_service_view(service, statuses or {}) for service in services],
-        "experiment_url": f"{ui_url}/{page}" if ui_url is not None and page else None,
+        "experiment_url": f"{gui}/{page}" if gui and page else None,
     }
 
 

@@ -6,8 +6,19 @@ everything and the recorder tries for ever. Importing this room does not import 
 processes do.
 """
 
-from flops.tracking.commands import recorder_command, tracking_environment, ui_command
-from flops.tracking.naming import run_started
+from flops.tracking.commands import (
+    AUDIENCES_HEADER,
+    CHANGES,
+    EVERYTHING,
+    GUI_PREFIX,
+    GUI_SOCKET,
+    SECRET_HEADER,
+    gui_command,
+    is_server,
+    recorder_command,
+    tracking_environment,
+)
+from flops.tracking.naming import audience, run_started
 from flops.tracking.nudge import Listener
 from flops.tracking.records import (
     ArtifactExported,
@@ -22,6 +33,12 @@ from flops.tracking.spool import Spool
 from flops.tracking.store import open_store
 
 __all__ = [
+    "AUDIENCES_HEADER",
+    "CHANGES",
+    "EVERYTHING",
+    "GUI_PREFIX",
+    "GUI_SOCKET",
+    "SECRET_HEADER",
     "ArtifactExported",
     "KeptArtifact",
     "Listener",
@@ -35,9 +52,11 @@ __all__ = [
     "RunEnded",
     "RunStarted",
     "Spool",
+    "audience",
+    "gui_command",
+    "is_server",
     "open_store",
     "recorder_command",
     "run_started",
     "tracking_environment",
-    "ui_command",
 ]

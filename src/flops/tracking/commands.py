@@ -10,6 +10,17 @@ from urllib.parse import urlsplit
 
 from flops.core.errors import InvalidInputError
 
+GUI_PREFIX = "/mlflow"
+"""Of every path that MLflow's GUI serves."""
+GUI_SOCKET = "mlflow.sock"
+SECRET_HEADER = "x-flops-secret"  # noqa: S105 - its name
+AUDIENCES_HEADER = "x-flops-audiences"
+"""Whose a request is: audiences, with commas between them, or one of these two."""
+EVERYTHING = "*"
+"""Of whoever may read whatever there is."""
+CHANGES = "!"
+"""Of whoever may change things too."""
+
 
 def tracking_environment() -> dict[str, str]:
     """Variables for every process that imports MLflow: no telemetry, no side processes of its server."""
@@ -33,9 +44,15 @@ def recorder_command(
     return command + (["--ready-file", str(ready_file)] if ready_file else [])
 
 
-def ui_command(tracking_uri: str, artifacts: Path | str, host: str, port: int) -> list[str]:
-    """MLflow's own server over the same store, for its GUI; answers requests to loopback names only.
+def gui_command(
+    tracking_uri: str, artifacts: Path | str, folder: Path, secret_file: Path, idle_s: float = 1800.0
+) -> list[str]:
+    """MLflow's own server over the same store, for its GUI; see `flops.tracking.gui`.
 
+    Args:
+        folder: private; the server listens at `GUI_SOCKET` in it.
+        secret_file: what every request has to bring.
+        idle_s: it ends when nobody has asked for so long.
     Raises:
         InvalidInputError: the store is a server already, which has a GUI of its own.
     """
@@ -43,11 +60,9 @@ def ui_command(tracking_uri: str, artifacts: Path | str, host: str, port: int) -
         raise InvalidInputError(
             f"the tracking store is the MLflow server {shown(tracking_uri)} - open that address"
         )
-    location = artifact_root(artifacts)
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", tracking_uri]
-    command += ["--default-artifact-root", location, "--artifacts-destination", location]
-    command += ["--host", host, "--port", str(port), "--workers", "1"]
-    return [*command, "--allowed-hosts", f"{host}:{port},localhost:{port},127.0.0.1:{port}"]
+    command = [sys.executable, "-P", "-m", "flops.tracking.gui", "--tracking-uri", tracking_uri]
+    command += ["--artifacts", str(artifacts), "--folder", str(folder)]
+    return [*command, "--secret-file", str(secret_file), "--idle-s", f"{idle_s:g}"]
 
 
 def is_server(tracking_uri: str) -> bool:

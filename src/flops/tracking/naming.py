@@ -13,6 +13,11 @@ ROUND_TAG = "flops.round"
 ROUNDS_TAG = "flops.rounds"
 REASON_TAG = "flops.reason"
 CLUSTER_TAG = "flops.cluster"
+AUDIENCE_TAG = "flops.audience"
+"""Of experiments and registered models: who sees them, ``user:NAME`` or ``team:NAME``."""
+KIND_TAG = "mlflow.experimentKind"  # MLflow's own, by which its GUI shows training before agents and prompts
+KIND = "custom_model_development"
+FIRST_ADMIN = "user:admin"
 PARENT_TAG = "mlflow.parentRunId"  # MLflow's own, by which its GUI shows a tree
 
 _MAX_KEY = 250
@@ -32,6 +37,7 @@ def run_started(
     mode: str | None = None,
     strategy: str | None = None,
     tags: Mapping[str, str] | None = None,
+    audience: str = "",
 ) -> RunStarted:
     """The record that begins a project's run.
 
@@ -41,6 +47,7 @@ def run_started(
         spec: the project's specification as JSON; becomes a tag as it is, and one parameter for each value.
         lock: hash of the dependency lock.
         tags: more tags; ``flops.`` names are FLOps' own.
+        audience: who sees the run, see `audience`.
     """
     own = {
         "flops.repository": repository,
@@ -60,7 +67,31 @@ def run_started(
         name=name,
         tags={key: value for key, value in {**own, **(tags or {})}.items() if value},
         params=dict(_flat(spec)),
+        audience=audience,
     )
+
+
+def audience(owner: str, team: str | None) -> str:
+    """Who sees the runs of a project, besides those who see everything: its team, else its owner."""
+    return f"team:{team}" if team else f"user:{owner}"
+
+
+def is_of(found: str | None, wanted: str) -> bool:
+    """Whether an experiment or registered model with that audience may take in what is of the wanted one.
+
+    What is of no audience was made before there were any, and may hold runs of several users: the first
+    admin's go on there, all others begin anew.
+    """
+    return found == wanted or (not found and wanted in ("", FIRST_ADMIN))
+
+
+def shared_names(name: str, wanted: str, longer: str = "{} ({})") -> Iterator[str]:
+    """Names to try for what belongs to an audience, where others may have taken the first one."""
+    yield name
+    kind, _, who = wanted.partition(":")
+    who = f"team {who}" if kind == "team" else who or "earlier"
+    yield longer.format(name, who)
+    yield longer.format(name, f"{who} {hashlib.sha256(wanted.encode()).hexdigest()[:8]}")
 
 
 def _flat(value: Any, where: str = "") -> Iterator[tuple[str, str]]:

@@ -22,7 +22,8 @@ RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 @dataclass(frozen=True, kw_only=True)
 class RunStarted:
     """The project's run: made on first sight, its tags and parameters added to on later ones; a run that had
-    ended goes on.
+    ended goes on. It lies in an experiment of its ``audience``: the one that is asked for, or one of a longer
+    name where that is another's.
     """
 
     time: Time
@@ -30,6 +31,7 @@ class RunStarted:
     name: str
     tags: Mapping[str, str] = field(default_factory=dict)
     params: Mapping[str, str] = field(default_factory=dict)
+    audience: str = ""
     kind: Literal["run"] = "run"
 
 
@@ -48,7 +50,8 @@ class RoundMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelExported:
-    """A folder in MLflow's model format, to be logged and registered as the next version of ``name``.
+    """A folder in MLflow's model format, to be logged and registered as the next version of ``name``; where
+    a model of that name is another ``audience``'s, of a longer one.
 
     ``directory`` and ``parameters`` (a safetensors file that is put beside the MLmodel file) must stay in
     place until the project's `Result` names the model. ``aliases`` move to the new version. ``rounds`` were
@@ -64,6 +67,7 @@ class ModelExported:
     parameters: str | None = None
     aliases: tuple[str, ...] = ()
     rounds: Round = 0
+    audience: str = ""
     kind: Literal["model"] = "model"
 
 

@@ -10,6 +10,7 @@ server after the recorder that sent it is dead may, in a gap of milliseconds, st
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -107,7 +108,7 @@ class Shipper:
     def _start(self, record: RunStarted, result: Result) -> Result:
         from mlflow.entities import Param, RunTag, ViewType
 
-        experiment_id = result.experiment_id or self._experiment(naming.experiment(record.experiment))
+        experiment_id = result.experiment_id or self._experiment(record.experiment, record.audience)
         run_id = result.run_id
         if run_id is None:
             found = self._client.search_runs(
@@ -155,19 +156,27 @@ class Shipper:
             run_id = run.info.run_id
         return replace(result, children={**result.children, cluster: run_id})
 
-    def _experiment(self, name: str) -> str:
-        found = self._client.get_experiment_by_name(name)
-        if found is None:
-            location = None
-            if self._artifacts is not None:
-                location = f"{self._artifacts.rstrip('/')}/{naming.folder(name)}"
-            made = _unless_there(lambda: self._client.create_experiment(name, artifact_location=location))
-            if made is not None:
-                return str(made)
+    def _experiment(self, wanted: str, audience: str) -> str:
+        """The id of the audience's experiment of that name, which is made where there is none."""
+        tags = {naming.KIND_TAG: naming.KIND} | ({naming.AUDIENCE_TAG: audience} if audience else {})
+        for name in naming.shared_names(wanted, audience):
+            name = naming.experiment(name)
             found = self._client.get_experiment_by_name(name)
-        if found.lifecycle_stage == "deleted":  # a new project of the family: its name is in use again
-            self._client.restore_experiment(found.experiment_id)
-        return str(found.experiment_id)
+            if found is None:
+                location = None
+                if self._artifacts is not None:
+                    location = f"{self._artifacts.rstrip('/')}/{naming.folder(name)}"
+                make = self._client.create_experiment
+                made = _unless_there(partial(make, name, artifact_location=location, tags=tags))
+                if made is not None:
+                    return str(made)
+                found = self._client.get_experiment_by_name(name)
+            if not naming.is_of(found.tags.get(naming.AUDIENCE_TAG), audience):
+                continue
+            if found.lifecycle_stage == "deleted":  # a new project of the family: its name is in use again
+                self._client.restore_experiment(found.experiment_id)
+            return str(found.experiment_id)
+        raise RecordRefusedError(f"experiment '{wanted}' is another's, whatever is added to its name")
 
     def _log_metrics(self, run_id: str | None, metrics: Iterable["Metric"]) -> None:
         for some in _chunks(metrics, _METRICS_A_CALL):
@@ -190,6 +199,7 @@ class Shipper:
             self._client.finalize_logged_model(model.model_id, "READY")
         self._link(model.model_id, record.round, result)
         self._log_metrics(result.run_id, self._model_metrics(record, model.model_id, result))
+        name = self._registered_model(name, record.audience)
         version = self._version(name, model.model_id, tags, result)
         for alias in record.aliases:
             self._client.set_registered_model_alias(name, alias, str(version))
@@ -248,8 +258,17 @@ class Shipper:
             timestamp = known[0] if known else _milliseconds(record.time)
             yield Metric(naming.key(name), value, timestamp, record.round, model_id=model_id)
 
+    def _registered_model(self, wanted: str, audience: str) -> str:
+        """The name of the audience's registered model, which is made where there is none."""
+        tags = {naming.AUDIENCE_TAG: audience} if audience else {}
+        for name in map(naming.model, naming.shared_names(wanted, audience, "{}-{}")):
+            _unless_there(partial(self._client.create_registered_model, name, tags=tags))
+            found = self._client.get_registered_model(name)
+            if naming.is_of(found.tags.get(naming.AUDIENCE_TAG), audience):
+                return str(name)
+        raise RecordRefusedError(f"model '{wanted}' is another's, whatever is added to its name")
+
     def _version(self, name: str, model_id: str, tags: dict[str, str], result: Result) -> int:
-        _unless_there(lambda: self._client.create_registered_model(name))
         for version in self._client.search_model_versions(f"run_id = '{result.run_id}'"):
             if version.name == name and _same(version.tags, tags):
                 return int(version.version)

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from flops.web import account, compare, data, models, new, people, project, projects
 from flops.web.call import RefusedError
 from flops.web.page import STATIC, House, problem_page
+from flops.web.session import token_of
 
 _POLICY = "; ".join(
     (
@@ -66,9 +67,26 @@ class Web:
         app.state.house = self._house
         return _Guarded(app)
 
+    def token_of(self, request: Request) -> str:
+        """The token of whoever is signed in; empty: nobody."""
+        return token_of(request)
+
+    def to_login(self, request: Request) -> Response:
+        """Ask to sign in, then come back."""
+        return _guard(account.to_login(request))
+
+    async def problem(self, request: Request, status: int, detail: str) -> Response:
+        """Why there is no other page."""
+        return _guard(await problem_page(request, status, detail))
+
     def close(self) -> None:
         """Call it in the event loop that serves the pages."""
         self._house.closing.set()
+
+
+def _guard(answer: Response) -> Response:
+    answer.headers.update({**_HEADERS, "Cache-Control": "no-store"})
+    return answer
 
 
 class _Guarded:

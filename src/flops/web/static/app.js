@@ -249,7 +249,9 @@ for (const source_ of all("[data-shows]")) {
 }
 
 const login = one("form[data-login]");
-if (login && location.hash.length > 1) {
+const within = location.hash.startsWith("#/") ? location.hash : "";  // a place in MLflow's page
+if (login && within) login.action += within;
+if (login && location.hash.length > 1 && !within) {
   login.elements.code.value = decodeURIComponent(location.hash.slice(1));
   history.replaceState(null, "", location.pathname + location.search);
   one("#token").required = false;
@@ -258,7 +260,7 @@ if (login && location.hash.length > 1) {
   // Who follows a link from elsewhere comes without the cookie, although they are signed in.
   fetch("/login/state")
     .then((answer) => answer.json())
-    .then((state) => state.signed_in && location.replace(login.elements.next.value));
+    .then((state) => state.signed_in && location.replace(login.elements.next.value + within));
 }
 
 // --- keys ------------------------------------------------------------------------------------------------
