@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from flops.core.errors import (
     TooManyRequestsError,
     UnavailableError,
 )
+from flops.core.settings import Settings
 
 Answer = httpx.Response | Exception
 PROJECT = "p-7k2mqd"
@@ -162,6 +164,31 @@ def stream(*events: tuple[int, str]) -> httpx.Response:
         data = {"seq": seq, "time": 1.0, "kind": "project.state", "data": {"state": state}}
         lines += [f"id: {seq}", f"data: {json.dumps(data)}", ""]
     return httpx.Response(200, text="\n".join(lines) + "\n")
+
+
+def test_a_manager_that_was_found_here_is_followed_to_the_one_that_took_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FLOPS_HOME", str(tmp_path))
+    settings = Settings(tmp_path)
+    settings.token_file.write_text("secret")
+    settings.address_file.write_text('{"url": "http://127.0.0.1:1", "pid": 1}')
+    asked: list[int | None] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.port)
+        if request.url.port == 1:
+            settings.address_file.write_text('{"url": "http://127.0.0.1:2", "pid": 2}')
+            raise REFUSED
+        return ok({"state": "finished"})
+
+    with Client(transport=httpx.MockTransport(answer), sleep=lambda _: None) as client:
+        assert client.get_project(PROJECT)["state"] == "finished"
+        assert client.url == "http://127.0.0.1:2"
+    fixed = Client("http://127.0.0.1:1", "x", transport=httpx.MockTransport(answer), sleep=lambda _: None)
+    with fixed, pytest.raises(ManagerAwayError):
+        fixed.get_project(PROJECT)
+    assert asked == [1, 2, 1, 1, 1]
 
 
 def test_an_event_stream_goes_on_where_it_broke() -> None:

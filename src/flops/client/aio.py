@@ -14,7 +14,7 @@ import httpx
 
 from flops.client.errors import ManagerAwayError, error_of, told_error, translated
 from flops.client.events import HEARTBEAT_S, RESTING, ProjectEvent, StreamParser
-from flops.client.login import Login, whom_to_ask
+from flops.client.login import Login, where_now, whom_to_ask
 from flops.client.operations import AsyncOperations
 from flops.client.shapes import ModelView, ProjectSummary
 from flops.client.wire import CONNECT_TIMEOUT_S, SLOW_TIMEOUT, Call, json_of, pause_before_next
@@ -39,6 +39,7 @@ class AsyncClient(AsyncOperations):
     ) -> None:
         asked = whom_to_ask() if url is None else Login(url.rstrip("/"), token or "", ca)
         self.url = asked.url
+        self._looks_again = url is None
         self._attempts = attempts
         self._sleep = sleep
         self._http = httpx.AsyncClient(
@@ -114,6 +115,7 @@ class AsyncClient(AsyncOperations):
                 away_since = now if away_since is None else away_since
                 if now - away_since > patience_s:
                     raise
+                self._look_again()
             await self._sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -132,6 +134,12 @@ class AsyncClient(AsyncOperations):
 
     # calling
 
+    def _look_again(self) -> None:
+        """Follow the manager that was found on this machine to where it, or its successor, is now."""
+        if self._looks_again and (url := where_now()) not in (None, self.url):
+            self.url = str(url)
+            self._http.base_url = self.url
+
     async def _send(self, call: Call) -> httpx.Response:
         for attempt in count(1):
             try:
@@ -145,6 +153,7 @@ class AsyncClient(AsyncOperations):
                 if pause_s is None:
                     raise
                 await self._sleep(pause_s)
+                self._look_again()
         raise AssertionError("unreachable")
 
     async def _json(self, call: Call) -> Any:

@@ -6,11 +6,12 @@ Kept in ``login.json`` of the FLOPS_HOME (mode 600), or given by FLOPS_MANAGER, 
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from flops.client.address import local_address, local_token
-from flops.core.errors import InvalidInputError, UnavailableError
+from flops.core.errors import FlopsError, InvalidInputError, UnavailableError
 from flops.core.settings import Settings
 
 LOGIN_FILE = "login.json"
@@ -88,3 +89,10 @@ def whom_to_ask() -> Login:
     if address is None:
         raise UnavailableError(f"no manager runs on {settings.home} - start it with 'flops up'")
     return Login(address.url, local_token(settings))
+
+
+def where_now() -> str | None:
+    """The address of `whom_to_ask`, which another manager may have taken over; None: there is none."""
+    with suppress(FlopsError, ValueError):
+        return whom_to_ask().url
+    return None

@@ -13,7 +13,7 @@ import httpx
 
 from flops.client.errors import ManagerAwayError, error_of, told_error, translated
 from flops.client.events import HEARTBEAT_S, RESTING, ProjectEvent, read_stream
-from flops.client.login import Login, whom_to_ask
+from flops.client.login import Login, where_now, whom_to_ask
 from flops.client.operations import Operations
 from flops.client.shapes import ModelView, ProjectSummary
 from flops.client.wire import CONNECT_TIMEOUT_S, SLOW_TIMEOUT, Call, json_of, pause_before_next
@@ -26,7 +26,8 @@ class Client(Operations):
     """One manager, spoken to with one token; safe to use from several threads.
 
     Args:
-        url: None: the manager that the ``flops`` command talks to here, with its token.
+        url: None: the manager that the ``flops`` command talks to here, with its token; and whoever takes over
+            from it.
         ca: PEM text of the only authority to trust; None: those of this machine.
         attempts: how often a request is sent that may be sent again: one that never arrived, one that only
             reads, one with an Idempotency-Key.
@@ -47,6 +48,7 @@ class Client(Operations):
     ) -> None:
         asked = whom_to_ask() if url is None else Login(url.rstrip("/"), token or "", ca)
         self.url = asked.url
+        self._looks_again = url is None
         self._attempts = attempts
         self._sleep = sleep
         # trust_env: a proxy that is set for the internet must not get loopback traffic, nor the token
@@ -125,6 +127,7 @@ class Client(Operations):
                 away_since = now if away_since is None else away_since
                 if now - away_since > patience_s:
                     raise
+                self._look_again()
             self._sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
@@ -147,6 +150,12 @@ class Client(Operations):
 
     # calling
 
+    def _look_again(self) -> None:
+        """Follow the manager that was found on this machine to where it, or its successor, is now."""
+        if self._looks_again and (url := where_now()) not in (None, self.url):
+            self.url = str(url)
+            self._http.base_url = self.url
+
     def _send(self, call: Call) -> httpx.Response:
         for attempt in count(1):
             try:
@@ -160,6 +169,7 @@ class Client(Operations):
                 if pause_s is None:
                     raise
                 self._sleep(pause_s)
+                self._look_again()
         raise AssertionError("unreachable")
 
     def _json(self, call: Call) -> Any:
