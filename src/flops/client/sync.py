@@ -26,8 +26,8 @@ class Client(Operations):
     """One manager, spoken to with one token; safe to use from several threads.
 
     Args:
-        url: None: the manager that the ``flops`` command talks to here, with its token; and whoever takes over
-            from it.
+        url: None: the manager that the ``flops`` command talks to here, with its token, or whoever takes over
+            from that one.
         ca: PEM text of the only authority to trust; None: those of this machine.
         attempts: how often a request is sent that may be sent again: one that never arrived, one that only
             reads, one with an Idempotency-Key.
