@@ -138,3 +138,17 @@ def test_an_agent_that_lost_its_worker_for_lack_of_memory_says_so() -> None:
     assert actions[0].reason.endswith(" - its worker was killed by its memory limit (30 MB)")
     assert actions[1].verdict is Verdict.RESTART
     assert actions[1].reason.startswith("the worker of learner-1 ended (killed by its memory limit (30 MB))")
+
+
+def test_a_learner_whose_node_is_gone_is_over_at_once_and_others_go_on() -> None:
+    gone = replace(status(ONE, "lost"), final=True, reason="node clinic is gone: it has left")
+    (action,) = judged([AGGREGATOR, ONE, TWO], status(AGGREGATOR, "running"), gone, status(TWO, "running"))
+    assert (action.verdict, action.service) == (Verdict.OVER, ONE)
+    assert action.reason == "learner-1 is over (node clinic is gone: it has left)"
+
+
+def test_a_project_without_any_learner_left_says_which_node_was_the_last() -> None:
+    refused = replace(status(ONE, "failed"), final=True, reason="projects of 'ann' are not allowed")
+    over, failed = judged([AGGREGATOR, ONE], status(AGGREGATOR, "running"), refused)
+    assert (over.verdict, failed.verdict) == (Verdict.OVER, Verdict.FAIL)
+    assert "projects of 'ann' are not allowed" in failed.reason

@@ -32,6 +32,12 @@ def _labels(given: list[str]) -> dict[str, str]:
     return labels
 
 
+def _only_of(request: Request) -> str | None:
+    """Whose joined nodes the caller sees; None: all."""
+    caller = caller_of(request)
+    return caller.user if caller.role is Role.DATA_OWNER else None
+
+
 def data_routes(manager: Manager) -> APIRouter:
     routes = APIRouter(prefix="/v1/data", tags=["data"])
 
@@ -75,10 +81,10 @@ def data_routes(manager: Manager) -> APIRouter:
         "/fragments",
         response_model=schemas.FragmentList,
         responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
-        summary="Fragments; with tags, those that carry any of them",
+        summary="Fragments; with tags, those with any of them; of joined nodes data owners see their own",
     )
-    def list_fragments(tag: _Tags, site: str | None = None) -> Any:
-        return {"fragments": manager.fragments(tag, site)}
+    def list_fragments(request: Request, tag: _Tags, site: str | None = None) -> Any:
+        return {"fragments": manager.fragments(tag, site, owner=_only_of(request))}
 
     @routes.get(
         "/tags",
@@ -86,14 +92,15 @@ def data_routes(manager: Manager) -> APIRouter:
         responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
         summary="What is held under each data tag",
     )
-    def list_data_tags() -> Any:
-        return {"tags": manager.data_tags()}
+    def list_data_tags(request: Request) -> Any:
+        return {"tags": manager.data_tags(owner=_only_of(request))}
 
     @routes.get(
         "/uses",
         response_model=schemas.DataUseList,
         responses=documented(),
-        summary="What ran on data: which code of whom, what left the site; engineers see their own projects",
+        summary="What ran on data: which code of whom, what left the site; engineers see their own projects, "
+        "data owners nothing of others' nodes",
     )
     def list_data_uses(
         request: Request,
@@ -104,7 +111,12 @@ def data_routes(manager: Manager) -> APIRouter:
         caller = caller_of(request)
         all_of_them = caller.sees_all or caller.role is Role.DATA_OWNER
         user = None if all_of_them else caller.user
-        uses = manager.uses_of_data(site=site, tag=tag, user=user, teams=caller.teams, limit=limit)
+        nodes = None
+        if caller.role is Role.DATA_OWNER:
+            nodes = manager.nodes_of_others(caller.user)
+        uses = manager.uses_of_data(
+            site=site, tag=tag, user=user, teams=caller.teams, hidden_nodes=nodes, limit=limit
+        )
         return {"uses": uses}
 
     @routes.delete(

@@ -214,7 +214,9 @@ class FragmentView(BaseModel):
     content_hash: str
     labels: dict[str, str]
     node: str = ""
-    """Of an orchestrator of many nodes; empty: this machine."""
+    """Of an orchestrator of many nodes, or one that joined; empty: this machine."""
+    owner: str | None = None
+    """Of a joined node: what it holds under the same tags is shown as one fragment."""
 
 
 class DataUse(BaseModel):

@@ -136,6 +136,7 @@ class FragmentView(TypedDict):
     content_hash: str
     labels: dict[str, str]
     node: NotRequired[str]
+    owner: NotRequired[str | None]
 
 
 class Health(TypedDict):

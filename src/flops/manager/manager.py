@@ -75,7 +75,7 @@ from flops.manager.store import Store
 from flops.manager.support import GuiDoor, Support
 from flops.manager.tracker import Tracker
 from flops.manager.uploads import Upload
-from flops.manager.views import joined_node_view, model_view, project_view
+from flops.manager.views import held_fragments, joined_node_view, model_view, project_view
 from flops.orchestration import Orchestrator, PermittedOrchestrator, ServiceStatus
 from flops.persistence import lease_of
 from flops.tracking import Spool
@@ -535,13 +535,21 @@ class Manager:
         }
         return dict(self._call_data("data-put", arguments)["fragment"])
 
-    def fragments(self, tags: Sequence[str], site: str | None) -> list[dict[str, Any]]:
-        return list(self._call_data("data-list", {"tags": list(tags), "site": site})["fragments"])
+    def fragments(
+        self, tags: Sequence[str], site: str | None, *, owner: str | None = None
+    ) -> list[dict[str, Any]]:
+        """Of all nodes; what joined ones hold as far as they say it.
 
-    def data_tags(self) -> list[dict[str, Any]]:
-        """What is held under each data tag, by name."""
+        Args:
+            owner: of joined nodes only theirs.
+        """
+        own = list(self._call_data("data-list", {"tags": list(tags), "site": site})["fragments"])
+        return own + held_fragments(self.joined.store.nodes(owner=owner), tags, site)
+
+    def data_tags(self, *, owner: str | None = None) -> list[dict[str, Any]]:
+        """What is held under each data tag, by name; see `fragments`."""
         found: dict[str, dict[str, Any]] = {}
-        for fragment in self.fragments((), None):
+        for fragment in self.fragments((), None, owner=owner):
             for tag in fragment["tags"]:
                 one = found.setdefault(
                     tag, {"tag": tag, "sites": set(), "fragments": 0, "num_examples": 0, "size_bytes": 0}
@@ -631,6 +639,10 @@ class Manager:
         """
         now = self._clock.now()
         return [joined_node_view(node, now) for node in self.joined.store.nodes(owner=owner)]
+
+    def nodes_of_others(self, owner: str) -> list[str]:
+        """Names of joined nodes, those that have left among them, that are not this owner's."""
+        return [node.name for node in self.joined.store.nodes(gone=True) if node.owner != owner]
 
     def add_join_token(self, node: str, owner: str, lasts_s: float) -> tuple[JoinToken, str]:
         """A token with which one machine joins, and its text; see `NodeStore.add_token`.

@@ -21,6 +21,7 @@ def uses_of_data(
     tag: str | None = None,
     user: str | None = None,
     teams: Collection[str] = (),
+    hidden_nodes: Collection[str] | None = None,
     limit: int = 100,
 ) -> list[dict[str, Any]]:
     """One entry for each site and project, those of the newest projects first.
@@ -28,6 +29,7 @@ def uses_of_data(
     Args:
         site, tag: only what used data of this site, or under this tag.
         user: only of projects of this user, or of one of ``teams``; None: of all.
+        hidden_nodes: nothing of learners there.
     """
     projects, learners = tables.projects, tables.learners
     query = (
@@ -43,6 +45,8 @@ def uses_of_data(
     )
     if site is not None:
         query = query.where(learners.c.site == site)
+    if hidden_nodes:
+        query = query.where(learners.c.node.not_in(hidden_nodes))
     if user is not None:
         query = query.where(sa.or_(projects.c.owner == user, projects.c.team.in_(teams)))
     rows = connection.execute(query).all()

@@ -1,5 +1,7 @@
 """How the store's rows look from outside: one project as the REST API shows it."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -108,6 +110,26 @@ def _service_view(service: Service, statuses: Mapping[str, ServiceStatus]) -> di
         "restarts": service.restarts,
         "pid": status.pid if status is not None else None,
     }
+
+
+def held_fragments(
+    nodes: Sequence[JoinedNode], tags: Sequence[str], site: str | None
+) -> list[dict[str, Any]]:
+    """What joined nodes hold, each holding as one fragment: more of them is not known here."""
+    found = []
+    for node in nodes:
+        for holding in node.holdings:
+            if tags and not set(tags).intersection(holding["tags"]):
+                continue
+            if site not in (None, holding["site"]):
+                continue
+            words = json.dumps([node.name, holding["site"], holding["tags"], holding["labels"]])
+            number = hashlib.sha256(words.encode()).hexdigest()[:16]
+            found.append(
+                {**holding, "id": number, "columns": {}, "content_hash": ""}
+                | {"created": node.joined, "node": node.name, "owner": node.owner}
+            )
+    return found
 
 
 def joined_node_view(node: JoinedNode, now: float) -> dict[str, Any]:
