@@ -165,6 +165,16 @@ def test_a_frozen_holder_is_taken_over_and_changes_nothing_when_it_thaws(
             assert _written(engine) == ["new"]
 
 
+def test_a_frozen_holder_of_this_machine_can_be_ended_by_who_took_over(postgres: PostgresServer) -> None:
+    url = postgres.database()
+    with _process(url, "idle") as holder:
+        holder.send_signal(signal.SIGSTOP)
+        with _alone(url, StandBy()) as engine:
+            _lease(engine).end_predecessor()
+            assert holder.wait(DEADLINE_S) == -signal.SIGKILL
+            _lease(engine).end_predecessor()  # no effect: it is gone, and its number may be somebody else's
+
+
 def test_who_is_cut_off_from_the_database_stops_before_another_may_begin(postgres: PostgresServer) -> None:
     url = postgres.database()
     lost = threading.Event()

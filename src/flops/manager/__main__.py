@@ -112,6 +112,8 @@ def _manage(settings: Settings, home: Home, api: socket.socket, database: sa.Eng
     try:
         programs = open_programs(settings, may_act)
         orchestrator = open_orchestrator(settings, programs, may_act)
+        if lease is not None and (settings.listen is not None or orchestrator.runs_images):
+            lease.end_predecessor()  # others know its ports
         reports = home.listen_for_reports()
         network = home.listen_on_network()
         remote = home.listen_for_remote_reports(orchestrator.host) if orchestrator.runs_images else None

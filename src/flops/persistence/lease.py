@@ -27,7 +27,7 @@ from psycopg.rows import dict_row
 from flops.core.errors import ConflictError, FlopsError
 from flops.core.term import boot_time, lease_end, set_lease_end
 from flops.persistence.errors import DatabaseAwayError, LeaseLostError
-from flops.persistence.living import is_gone, own_process
+from flops.persistence.living import end, is_gone, own_process
 
 log = logging.getLogger(__name__)
 
@@ -135,6 +135,7 @@ class Lease:
         self._place = place
         self._session: psycopg.Connection[Any] | None = None
         self._epoch = 0
+        self._predecessor: Mapping[str, Any] = {}
         self._lost: str | None = None
         self._turn = threading.Lock()
         self._ended = threading.Event()
@@ -256,6 +257,14 @@ class Lease:
         if row is not None:
             self._set_until(begun + HOLDS_S)
             self._epoch = int(row[0])
+            self._predecessor = seen.process if seen is not None and seen.holder else {}
+
+    def end_predecessor(self) -> None:
+        """Kill the holder before, where it is on this machine, frozen maybe: it may act no more, and what it
+        listens on is needed.
+        """
+        self.check()
+        end(self._predecessor)
 
     # keeping it
 

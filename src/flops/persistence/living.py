@@ -1,12 +1,16 @@
 """Whether a process that left its name in the database is still there, as far as this machine can tell."""
 
 import os
+import select
+import signal
 import socket
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 _ENDED = ("Z", "X", "x")
+_ENDS_WITHIN_MS = 5000
 
 
 def own_process() -> dict[str, Any]:
@@ -17,11 +21,28 @@ def own_process() -> dict[str, Any]:
 
 def is_gone(process: Mapping[str, Any]) -> bool:
     """Whether the process has certainly ended: it ran where we look, and is not there. False: who knows."""
-    if not isinstance(process.get("pid"), int) or not process.get("started"):
-        return False
-    if any(process.get(key) != value for key, value in _surroundings().items()):
-        return False
-    return _started(process["pid"]) != str(process["started"])
+    return _is_here(process) and _started(process["pid"]) != str(process["started"])
+
+
+def end(process: Mapping[str, Any]) -> None:
+    """Kill the process where it is surely the one that is meant, and wait until it is gone."""
+    if is_gone(process) or process.get("pid") == os.getpid() or not _is_here(process):
+        return
+    with suppress(ProcessLookupError):
+        pidfd = os.pidfd_open(process["pid"])
+        try:
+            if not is_gone(process):  # it is the one behind the descriptor
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                poll = select.poll()
+                poll.register(pidfd, select.POLLIN)
+                poll.poll(_ENDS_WITHIN_MS)
+        finally:
+            os.close(pidfd)
+
+
+def _is_here(process: Mapping[str, Any]) -> bool:
+    known = isinstance(process.get("pid"), int) and bool(process.get("started"))
+    return known and all(process.get(key) == value for key, value in _surroundings().items())
 
 
 def _surroundings() -> dict[str, str]:
