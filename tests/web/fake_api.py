@@ -164,6 +164,7 @@ def full(words: str = "scans") -> FakeApi:
         "content_hash": "ef" * 32,
         "labels": {words: words},
         "node": words,
+        "owner": None,
     }
     tag = {"tag": words, "sites": [words], "fragments": 1, "num_examples": 10, "size_bytes": 1000}
     use = {
@@ -189,6 +190,23 @@ def full(words: str = "scans") -> FakeApi:
         "labels": {words: words},
         "address": words,
         "ready": True,
+        "kind": "orchestrator",
+        "owner": None,
+        "joined": None,
+        "last_seen": None,
+        "tags": [],
+        "policy": None,
+        "version": None,
+    }
+    joined = node | {
+        "ready": False,
+        "kind": "joined",
+        "owner": words,
+        "joined": 1000.0,
+        "last_seen": 1000.0,
+        "tags": [words] * 9,
+        "policy": {"tags": [words], "owners": [words] * 5, "teams": [], "repositories": []},
+        "version": words,
     }
     entry = {
         "seq": 1,
@@ -229,7 +247,7 @@ def full(words: str = "scans") -> FakeApi:
             "GET /v1/data/tags": {"tags": [tag]},
             "GET /v1/data/fragments": {"fragments": [fragment]},
             "GET /v1/data/uses": {"uses": [use]},
-            "GET /v1/nodes": {"nodes": [node]},
+            "GET /v1/nodes": {"nodes": [node, joined]},
             "GET /v1/users": {"users": [user]},
             "GET /v1/tokens": {"tokens": [token]},
             "GET /v1/audit": {"entries": [entry]},

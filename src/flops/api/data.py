@@ -81,7 +81,7 @@ def data_routes(manager: Manager) -> APIRouter:
         "/fragments",
         response_model=schemas.FragmentList,
         responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
-        summary="Fragments; with tags, those with any of them; of joined nodes data owners see their own",
+        summary="Fragments; with tags, those with any of them; data owners see their own nodes",
     )
     def list_fragments(request: Request, tag: _Tags, site: str | None = None) -> Any:
         return {"fragments": manager.fragments(tag, site, owner=_only_of(request))}
