@@ -34,7 +34,7 @@ NOT_FOR_PLAY = [
     "mock_sla",
 ]
 
-REMOVES = ["remove_project", "drop_fragment", "revoke_token"]
+REMOVES = ["remove_project", "drop_fragment", "revoke_token", "eject_node"]
 """What other calls ask for."""
 
 KEPT: dict[str, Any] = json.loads(DOCUMENT.read_text())

@@ -99,8 +99,7 @@ def data_routes(manager: Manager) -> APIRouter:
         "/uses",
         response_model=schemas.DataUseList,
         responses=documented(),
-        summary="What ran on data: which code of whom, what left the site; engineers see their own projects, "
-        "data owners nothing of others' nodes",
+        summary="What ran on data: whose code, what left the site; not of others' projects or nodes",
     )
     def list_data_uses(
         request: Request,

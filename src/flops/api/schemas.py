@@ -88,6 +88,8 @@ class Extension(_Request):
 class LearnerView(BaseModel):
     id: str
     site: str
+    node: str = ""
+    """The one that holds the site's data; empty: this machine."""
     cluster: str | None
     state: str
     reason: str | None

@@ -286,7 +286,7 @@ class Operations(ABC):
     def list_data_uses(
         self, *, site: str | None = None, tag: str | None = None, limit: int | None = None
     ) -> DataUseList:
-        """What ran on data: which code of whom, what left the site; engineers see their own projects, data owners nothing of others' nodes"""
+        """What ran on data: whose code, what left the site; not of others' projects or nodes"""
         call = Call("GET", "/v1/data/uses", query={"site": site, "tag": tag, "limit": limit})
         return cast(DataUseList, self._json(call))
 
@@ -301,7 +301,7 @@ class Operations(ABC):
         return cast(EventList, self._json(call))
 
     def list_fragments(self, *, tag: Sequence[str] | None = None, site: str | None = None) -> FragmentList:
-        """Fragments; with tags, those with any of them; of joined nodes data owners see their own"""
+        """Fragments; with tags, those with any of them; data owners see their own nodes"""
         call = Call("GET", "/v1/data/fragments", query={"tag": tag, "site": site})
         return cast(FragmentList, self._json(call))
 
@@ -812,7 +812,7 @@ class AsyncOperations(ABC):
     async def list_data_uses(
         self, *, site: str | None = None, tag: str | None = None, limit: int | None = None
     ) -> DataUseList:
-        """What ran on data: which code of whom, what left the site; engineers see their own projects, data owners nothing of others' nodes"""
+        """What ran on data: whose code, what left the site; not of others' projects or nodes"""
         call = Call("GET", "/v1/data/uses", query={"site": site, "tag": tag, "limit": limit})
         return cast(DataUseList, await self._json(call))
 
@@ -831,7 +831,7 @@ class AsyncOperations(ABC):
     async def list_fragments(
         self, *, tag: Sequence[str] | None = None, site: str | None = None
     ) -> FragmentList:
-        """Fragments; with tags, those with any of them; of joined nodes data owners see their own"""
+        """Fragments; with tags, those with any of them; data owners see their own nodes"""
         call = Call("GET", "/v1/data/fragments", query={"tag": tag, "site": site})
         return cast(FragmentList, await self._json(call))
 

@@ -185,6 +185,7 @@ class Joining(TypedDict):
 class LearnerView(TypedDict):
     id: str
     site: str
+    node: NotRequired[str]
     cluster: str | None
     state: str
     reason: str | None

@@ -28,6 +28,9 @@ from flops.manager.paths import ProjectPaths, data_token_file, write_private_jso
 from flops.manager.rows import VIRTUAL, Learner, Service
 from flops.manager.topology import Aggregator, aggregators, home_of, places_itself
 
+JOINED_START_S = 1800.0
+"""Joined nodes fetch code and make environments after the aggregator has begun to wait for them."""
+
 
 def learners_of(sites: Sequence[Mapping[str, Any]]) -> list[Learner]:
     """One learner for each chosen site."""
@@ -118,7 +121,11 @@ def write_configurations(
     for aggregator in aggregators(spec, learners, examples, rounds, numbers):
         name = aggregator_name(project, aggregator.number).removeprefix(f"{project}-")
         file = config_file(settings, project, name)
-        _aggregator_config(ground, project, aggregator, numbers, tokens, newcomers).write(file)
+        told = _aggregator_config(ground, project, aggregator, numbers, tokens, newcomers)
+        if any(ground.is_joined(learner) for learner in learners):
+            patient_s = max(told.plan.start_deadline_s, JOINED_START_S)
+            told = replace(told, plan=replace(told.plan, start_deadline_s=patient_s))
+        told.write(file)
     training = spec.training
     data_token = data_token_file(settings).read_text(encoding="ascii").strip()
     access = DataAccess(location=ground.data(), token=data_token, tags=tuple(results["data"]["tags"]))

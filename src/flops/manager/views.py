@@ -61,6 +61,7 @@ def project_view(
             {
                 "id": learner.learner,
                 "site": learner.site,
+                "node": learner.node,
                 "cluster": learner.cluster,
                 "state": now(learner.state),
                 "reason": learner.reason,
