@@ -19,7 +19,8 @@ from typing import Any
 
 from benchmarks import report
 from flops.cli import launch
-from flops.client.address import Address
+from flops.client import Client
+from flops.client.address import Address, local_address, local_token
 from flops.persistence.lease import EXPIRES_S, POLL_S, RENEW_S
 from tests.chaos.home import HomeOnPostgres
 from tests.postgres import postgres_server
@@ -45,13 +46,14 @@ def main() -> None:
 
 def measure(home: HomeOnPostgres, times: int) -> dict[str, Any]:
     active = home.stand_by()
+    _wait_until_it_acts(home, active)
     found: dict[signal.Signals, list[float]] = {signal.SIGKILL: [], signal.SIGSTOP: []}
     for number in [*found] * times:
         standby = home.stand_by()
         time.sleep(random.uniform(0.0, RENEW_S))  # anywhere between two renewals
         begin = time.monotonic()
         os.kill(active.pid, number)
-        _wait_for(home, standby)
+        _wait_until_it_acts(home, standby)
         found[number].append(time.monotonic() - begin)
         os.kill(active.pid, signal.SIGKILL)
         os.waitpid(active.pid, 0)
@@ -68,17 +70,15 @@ def measure(home: HomeOnPostgres, times: int) -> dict[str, Any]:
     }
 
 
-def _wait_for(home: HomeOnPostgres, address: Address) -> None:
-    """Until a command would talk to it."""
+def _wait_until_it_acts(home: HomeOnPostgres, address: Address) -> None:
+    """Until it is the manager that the address file names, and answers from the database."""
     deadline = time.monotonic() + _DEADLINE_S
-    while time.monotonic() < deadline:
-        client = launch.find_here(home.settings)
-        if client is not None:
-            with client:
-                if client.url == address.url:
-                    client.list_projects()
-                    return
-        time.sleep(0.02)
+    with Client(address.url, local_token(home.settings)) as client:
+        while time.monotonic() < deadline:
+            if local_address(home.settings) == address:
+                client.list_projects()
+                return
+            time.sleep(0.02)
     raise SystemExit(f"no manager took over within {_DEADLINE_S:g} s")
 
 

@@ -53,7 +53,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory, repository: Path, envi
     home.settings.environments_dir.symlink_to(environments)
     try:
         project = submit(home, repository)
-        home.wait(project, 300)
+        home.wait(project, 600)
         result = outcome(home, project)
     finally:
         home.end()

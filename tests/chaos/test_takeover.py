@@ -23,9 +23,9 @@ from tests.chaos.processes import processes
 from tests.chaos.repository import make_repository, project_spec
 from tests.postgres import PostgresServer
 
-pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.network, pytest.mark.timeout(900)]
 
-DEADLINE_S = 120.0
+DEADLINE_S = 300.0
 
 
 @pytest.fixture
