@@ -3,9 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -514,3 +515,47 @@ def test_a_server_elsewhere_is_where_the_address_leads(
         assert (answer.status_code, answer.headers["location"]) == (303, "http://127.0.0.1:9")
     finally:
         manager.end()
+
+
+@pytest.fixture
+def chromium(require: Callable[[bool, str], None]) -> Iterator[Any]:
+    path = shutil.which("chromium")
+    require(path is not None, "chromium")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        browser = playwright.chromium.launch(executable_path=path, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_a_link_to_a_run_leads_through_the_sign_in_to_the_run(
+    house: House, alices: Result, chromium: Any
+) -> None:
+    page = chromium.new_context(base_url=house.manager.url).new_page()
+    page.set_default_timeout(60_000)
+    broken: list[str] = []
+    page.on("pageerror", lambda error: broken.append(str(error)))
+    page.on("console", lambda told: broken.append(told.text) if "Content Security" in told.text else None)
+    page.on(
+        "request",
+        lambda asked: (
+            None
+            if asked.url.startswith((house.manager.url, "data:", "blob:"))
+            else broken.append(f"asks {asked.url}")
+        ),
+    )
+    page.goto(f"/mlflow/{alices.page}")
+    page.fill("#token", house.tokens["alice"])
+    page.keyboard.press("Enter")
+    page.wait_for_selector(
+        f"h1:has-text('{_secret_of('p-alice1')}'), h2:has-text('{_secret_of('p-alice1')}')"
+    )
+    assert page.url == f"{house.manager.url}/mlflow/{alices.page}"
+    assert broken == []
+    # What a script that got into MLflow's page could do: it reaches none of the manager's own.
+    assert "refused" in page.evaluate("fetch('/users').then((a) => a.text(), (e) => 'refused: ' + e)")
+    assert any("connect-src" in told for told in broken)
