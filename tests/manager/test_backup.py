@@ -191,13 +191,23 @@ def test_a_backup_of_an_older_version_is_brought_up_to_date(new_home: NewHome, t
     old = new_home("sqlite")
     fill(old)
     members = members_of(back_up(old))
-    newer = ("users", "tokens", "audit", "answers", "join_tokens", "joined_nodes", "node_services")
+    newer = (
+        "users",
+        "tokens",
+        "accounts",
+        "audit",
+        "answers",
+        "join_tokens",
+        "joined_nodes",
+        "node_services",
+    )
     for table in newer:
         del members[f"tables/{table}.jsonl"]
-    lines = [json.loads(line) for line in members["tables/projects.jsonl"].splitlines()]
-    for line in lines:
-        del line["owner"], line["team"]
-    members["tables/projects.jsonl"] = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    for table in ("projects", "models"):
+        lines = [json.loads(line) for line in members[f"tables/{table}.jsonl"].splitlines()]
+        for line in lines:
+            del line["owner"], line["team"]
+        members[f"tables/{table}.jsonl"] = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
     manifest = json.loads(members["manifest.json"])
     manifest["revision"] = "0003"
     for table in newer:
@@ -205,7 +215,8 @@ def test_a_backup_of_an_older_version_is_brought_up_to_date(new_home: NewHome, t
     members["manifest.json"] = json.dumps(manifest).encode()
     new = new_home("postgresql")
     restore(new, forged(tmp_path, members), ManualClock())
-    assert {row["owner"] for row in rows_of(new)["projects"]} == {"admin"}
+    for table in ("projects", "models"):
+        assert {row["owner"] for row in rows_of(new)[table]} == {"admin"}
 
 
 def test_rows_are_of_one_moment_while_the_manager_works(new_home: NewHome) -> None:

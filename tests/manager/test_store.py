@@ -14,6 +14,7 @@ from flops.core.errors import ConflictError, InvalidInputError, NotFoundError
 from flops.core.events import EventKind
 from flops.core.ids import LearnerId, ProjectId, ServiceName
 from flops.core.settings import Settings
+from flops.fleet import tables as _fleet  # noqa: F401 - its tables belong to the metadata
 from flops.identity import tables as _identity  # noqa: F401 - its tables belong to the metadata
 from flops.manager.reports import Report, parse_report
 from flops.manager.rows import Learner, Model, Service

@@ -29,7 +29,7 @@ from flops.core.errors import (
 from flops.core.ids import project_id
 from flops.fleet import JoinedNode
 from flops.identity import ADMIN, Attempts, Caller, RateLimit, Role
-from flops.manager import Manager
+from flops.manager import Manager, Sight
 
 log = logging.getLogger(__name__)
 
@@ -55,6 +55,12 @@ def caller_of(request: Request) -> Caller:
     caller = request.state.caller
     assert isinstance(caller, Caller)
     return caller
+
+
+def sight_of(request: Request) -> Sight | None:
+    """Whose models the caller sees; None: everybody's."""
+    caller = caller_of(request)
+    return None if caller.sees_all else Sight(caller.user, caller.teams)
 
 
 class Limits:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from flops.api import schemas
-from flops.api.access import caller_of
+from flops.api.access import caller_of, sight_of
 from flops.api.once import IdempotencyKey, once
 from flops.api.problems import SLOW, documented
 from flops.api.stream import follow
@@ -35,11 +35,11 @@ def project_routes(manager: Manager) -> APIRouter:
     def submit_project(
         submission: schemas.Submission, request: Request, response: Response, key: IdempotencyKey = None
     ) -> Any:
-        owner = caller_of(request).user
+        owner, sight = caller_of(request).user, sight_of(request)
 
         def carry_out(new: ProjectId) -> dict[str, Any]:
             request.state.about = f"project {new}"
-            return manager.submit(submission.spec, new, owner=owner)
+            return manager.submit(submission.spec, new, owner=owner, sight=sight)
 
         return once(manager, request, response, key, submission, carry_out)
 

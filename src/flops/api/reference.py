@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from flops.api.access import caller_of
+from flops.api.access import caller_of, sight_of
 from flops.api.behind import gui_url
 from flops.api.once import IdempotencyKey, once
 from flops.api.problems import SLOW, documented
@@ -81,10 +81,10 @@ def reference_routes(manager: Manager) -> APIRouter:
         response: Response,
         key: IdempotencyKey = None,
     ) -> Any:
-        owner = caller_of(request).user
+        owner, sight = caller_of(request).user, sight_of(request)
 
         def carry_out(new: ProjectId) -> dict[str, Any]:
-            made = manager.submit(sla, new, owner=owner)
+            made = manager.submit(sla, new, owner=owner, sight=sight)
             return {"message": "New FLOps project started successfully", "project": made["id"]}
 
         return once(manager, request, response, key, _Sla(sla=sla), carry_out)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flops.manager.figures import Figures
     from flops.manager.home import Home, TlsListener, claim_home
-    from flops.manager.listing import Page, Wanted
+    from flops.manager.listing import Page, Sight, Wanted
     from flops.manager.manager import Manager
     from flops.manager.once import CarryOut, OnceRequest
     from flops.manager.reports import MAX_REPORTS, Report, parse_report
@@ -30,6 +30,7 @@ __all__ = [
     "OnceRequest",
     "Page",
     "Report",
+    "Sight",
     "State",
     "TlsListener",
     "Wanted",
@@ -43,6 +44,7 @@ _HOMES = {
     "TlsListener": "home",
     "claim_home": "home",
     "Page": "listing",
+    "Sight": "listing",
     "Wanted": "listing",
     "Manager": "manager",
     "CarryOut": "once",

@@ -7,7 +7,7 @@ meanwhile neither repeats nor hides others.
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import sqlalchemy as sa
@@ -102,8 +102,25 @@ def page_of_projects(connection: Connection, wanted: Wanted) -> Page:
     )
 
 
+@dataclass(frozen=True)
+class Sight:
+    """Whose models somebody sees: their own, and those of their teams."""
+
+    user: str
+    teams: Collection[str] = ()
+
+
+def models_seen(sight: Sight | None = None) -> sa.Select[Any]:
+    """Of everybody's models, or of those that are in sight."""
+    table = tables.models
+    query = sa.select(*(table.c[field.name] for field in fields(Model)))
+    if sight is None:
+        return query
+    return query.where(sa.or_(table.c.owner == sight.user, table.c.team.in_(sight.teams)))
+
+
 def page_of_models(
-    connection: Connection, name: str | None, after: str | None, limit: int
+    connection: Connection, name: str | None, after: str | None, limit: int, sight: Sight | None = None
 ) -> tuple[list[Model], str | None]:
     """Versions of models, the newest first, and the cursor of those behind them.
 
@@ -111,7 +128,8 @@ def page_of_models(
         InvalidInputError: ``after`` is no cursor.
     """
     table = tables.models
-    query = sa.select(table).order_by(table.c.created.desc(), table.c.name, table.c.version).limit(limit + 1)
+    order = table.c.created.desc(), table.c.name, table.c.version
+    query = models_seen(sight).order_by(*order).limit(limit + 1)
     if name is not None:
         query = query.where(table.c.name == name)
     if after is not None:

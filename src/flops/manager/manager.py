@@ -46,7 +46,7 @@ from flops.manager.image_builds import ImageBuilds
 from flops.manager.inference import Answer, Inference
 from flops.manager.joined import JoinedNodes
 from flops.manager.lifecycle import Surroundings
-from flops.manager.listing import Page, Wanted
+from flops.manager.listing import Page, Sight, Wanted
 from flops.manager.nodes import Nodes
 from flops.manager.offering import offers_of
 from flops.manager.once import CarryOut, Once, OnceRequest
@@ -213,12 +213,14 @@ class Manager:
         *,
         owner: str = "admin",
         team: str | None = None,
+        sight: Sight | None = None,
     ) -> dict[str, Any]:
         """Take a new project.
 
         Args:
             project: its id; nothing is done where there is such a project already. None: a new one.
             team: whose members may see and change it like its owner.
+            sight: the models that it may start from; None: any.
         Raises:
             InvalidInputError: the spec is wrong, names a model that is not there, or wants what this version
                 cannot do.
@@ -226,7 +228,7 @@ class Manager:
         spec = spec_from_mapping(mapping)
         _check_possible(spec, images=self._orchestrator.runs_images)
         if spec.model.initial is not None:
-            packaging.parameters_of(self._store, spec.model.initial)
+            packaging.parameters_of(self._store, spec.model.initial, sight)
         project = project or new_project_id()
         with suppress(NotFoundError):
             return self.project(project)
@@ -574,37 +576,46 @@ class Manager:
 
     # models
 
-    def models(self, name: str | None = None, after: str | None = None, limit: int = 1000) -> dict[str, Any]:
+    def models(
+        self,
+        name: str | None = None,
+        after: str | None = None,
+        limit: int = 1000,
+        *,
+        sight: Sight | None = None,
+    ) -> dict[str, Any]:
         """A page of registered models, the newest first, and the cursor of those behind it.
 
+        Args:
+            sight: of whoever asks; None, here and below: they see everybody's.
         Raises:
             InvalidInputError: the cursor is none.
         """
-        found, following = self._store.page_of_models(name, after, limit)
+        found, following = self._store.page_of_models(name, after, limit, sight)
         return {"models": [model_view(model) for model in found], "next": following}
 
-    def versions(self, name: str) -> list[dict[str, Any]]:
+    def versions(self, name: str, *, sight: Sight | None = None) -> list[dict[str, Any]]:
         """A model's versions, the newest first.
 
         Raises:
             NotFoundError: there is no such model.
         """
-        found = self._store.models(name=name)
+        found = self._store.models(name=name, sight=sight)
         if not found:
             raise NotFoundError(f"there is no model '{name[:80]}' - see 'flops models'")
         return [model_view(model) for model in found]
 
-    def model(self, name: str, version: int) -> dict[str, Any]:
+    def model(self, name: str, version: int, *, sight: Sight | None = None) -> dict[str, Any]:
         """Raises: NotFoundError: there is no such version."""
-        return model_view(self._store.model(name, version))
+        return model_view(self._store.model(name, version, sight))
 
-    def model_files(self, name: str, version: int) -> list[tuple[str, Path]]:
+    def model_files(self, name: str, version: int, *, sight: Sight | None = None) -> list[tuple[str, Path]]:
         """The files of a registered model, by their names inside it.
 
         Raises:
             NotFoundError: there is no such version, or its files are not on this machine.
         """
-        model = self._store.model(name, version)
+        model = self._store.model(name, version, sight)
         folder = Path(model.folder) if model.folder else None
         if folder is None or not folder.is_dir():
             raise NotFoundError(

@@ -20,6 +20,7 @@ from flops.core.ids import ProjectId
 from flops.core.settings import Settings
 from flops.manager.cancellation import Cancellation, Cancelled
 from flops.manager.inference import Inference
+from flops.manager.listing import Sight
 from flops.manager.paths import ProjectPaths, models_dir
 from flops.manager.rows import Model, Project
 from flops.manager.states import (
@@ -298,15 +299,15 @@ def take_over(settings: Settings, store: Store, clock: Clock, project: Project, 
     )
 
 
-def parameters_of(store: Store, reference: str) -> Path:
+def parameters_of(store: Store, reference: str, sight: Sight | None = None) -> Path:
     """The bare parameters of a registered model, ``NAME/VERSION``.
 
     Raises:
-        InvalidInputError: there is no such version, or its files are not on this machine.
+        InvalidInputError: there is no such version in sight, or its files are not on this machine.
     """
     name, _, version = reference.rpartition("/")
     try:
-        model = store.model(name, int(version))
+        model = store.model(name, int(version), sight)
     except NotFoundError as error:
         raise InvalidInputError(f"model.initial: {error}") from error
     path = Path(model.folder or "/nowhere") / PARAMETERS

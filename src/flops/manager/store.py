@@ -18,7 +18,7 @@ from flops.core.ids import LearnerId, ProjectId, ServiceName
 from flops.manager import tables
 from flops.manager.clustering import with_ancestors
 from flops.manager.figures import Figures
-from flops.manager.listing import Page, Wanted, page_of_models, page_of_projects
+from flops.manager.listing import Page, Sight, Wanted, models_seen, page_of_models, page_of_projects
 from flops.manager.reports import Report, apply_report
 from flops.manager.rows import Cluster, Deployment, Learner, Model, Project, Service
 from flops.manager.states import (
@@ -529,7 +529,11 @@ class Store:
             ).first()
             if known is not None:
                 return
-            connection.execute(sa.insert(table).values(**vars(model)))
+            projects = tables.projects
+            owner = connection.execute(
+                sa.select(projects.c.owner, projects.c.team).where(projects.c.id == model.project)
+            ).one()
+            connection.execute(sa.insert(table).values(**vars(model), **owner._mapping))
             self._add_event(
                 connection,
                 model.project,
@@ -543,10 +547,12 @@ class Store:
             )
         self.on_change(model.project)
 
-    def models(self, project: ProjectId | None = None, *, name: str | None = None) -> list[Model]:
+    def models(
+        self, project: ProjectId | None = None, *, name: str | None = None, sight: Sight | None = None
+    ) -> list[Model]:
         """Registered models, the newest first."""
         table = tables.models
-        query = sa.select(table).order_by(table.c.created.desc())
+        query = models_seen(sight).order_by(table.c.created.desc())
         if project is not None:
             query = query.where(table.c.project == project)
         if name is not None:
@@ -555,16 +561,16 @@ class Store:
             return [_to_model(row) for row in connection.execute(query)]
 
     def page_of_models(
-        self, name: str | None, after: str | None, limit: int
+        self, name: str | None, after: str | None, limit: int, sight: Sight | None = None
     ) -> tuple[list[Model], str | None]:
         """Registered models, the newest first; see `page_of_models`."""
         with reading(self._engine) as connection:
-            return page_of_models(connection, name, after, limit)
+            return page_of_models(connection, name, after, limit, sight)
 
-    def model(self, name: str, version: int) -> Model:
-        """Raises: NotFoundError: there is no such version."""
+    def model(self, name: str, version: int, sight: Sight | None = None) -> Model:
+        """Raises: NotFoundError: there is no such version, or it is out of sight."""
         table = tables.models
-        query = sa.select(table).where(table.c.name == name, table.c.version == version)
+        query = models_seen(sight).where(table.c.name == name, table.c.version == version)
         with reading(self._engine) as connection:
             row = connection.execute(query).first()
         if row is None:

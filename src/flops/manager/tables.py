@@ -164,6 +164,9 @@ models = Table(
     Column("created", Float, nullable=False),
     Column("uri", Text, nullable=False),
     Column("folder", Text),
+    # Of its project, which may be forgotten before it.
+    Column("owner", String(60), nullable=False, server_default="admin"),
+    Column("team", String(60)),
 )
 
 # Of creating requests that brought an Idempotency-Key; see `flops.manager.once`.
