@@ -302,3 +302,20 @@ def test_credentials_are_in_no_log(
     assert text not in manager.log
     assert text not in json.dumps(client.get("/v1/audit").json())
     assert text.encode() not in (manager.home / "manager.db").read_bytes()
+
+
+def test_what_joined_nodes_hold_is_listed_beside_other_data_and_owners_see_only_theirs(
+    client: httpx.Client, sign_in: Callable[[str], httpx.Client], join: Callable[..., httpx.Client]
+) -> None:
+    bob = sign_in("data-owner")
+    node = join("holder", owner=sign_in("data-owner").get("/v1/me").json()["user"])
+    held = {**HOLDING, "site": "ward-9", "tags": ["only-here"], "labels": {"region": "north"}}
+    node.post("/v1/node/sync", json={"holdings": [held]}).raise_for_status()
+
+    def listed(person: httpx.Client) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = person.get("/v1/data/fragments?tag=only-here").json()["fragments"]
+        return found
+
+    (seen,) = listed(client)
+    assert (seen["node"], seen["site"], seen["num_examples"]) == ("holder", "ward-9", 10)
+    assert listed(bob) == []

@@ -161,6 +161,16 @@ def test_what_a_node_refuses_or_cannot_prepare_is_final(fleet: Fleet, clinic: Cl
     assert fleet.status().final
 
 
+def test_what_a_node_lost_itself_is_worth_another_attempt(fleet: Fleet, clinic: Clinic) -> None:
+    fleet.joined.deploy(wanted())
+    clinic.listen()
+    clinic.say(("running", None))
+    clinic.say(("lost", None))
+    assert (fleet.status().state, fleet.status().final) == ("lost", False)
+    fleet.joined.deploy(wanted())
+    assert clinic.listen()[0]["assignment"]["attempt"] == 2
+
+
 def test_a_stop_returns_when_the_node_has_ended_the_service(fleet: Fleet, clinic: Clinic) -> None:
     fleet.joined.deploy(wanted())
     clinic.listen()

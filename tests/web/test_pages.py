@@ -397,3 +397,16 @@ def test_nothing_is_asked_of_the_api_by_a_foreign_token_holder(visitor: NewVisit
     who = visitor(api, signed_in=False)
     assert run(who.http.post("/login", data={"token": "bad token with spaces"})).status_code == 401
     assert api.asked == [("GET", "/v1/oidc", None, "")]  # who else one could sign in with
+
+
+def test_machines_that_joined_are_shown_with_what_their_owners_allow(visitor: NewVisitor) -> None:
+    api = full()
+    page = run(visitor(api).get("/nodes")).text
+    assert "away" in page
+    assert "last seen" in page
+    assert "and 1 more" in page  # of nine tags, and of five owners
+    none_yet = run(visitor(empty()).get("/nodes")).text
+    assert "flops node token" not in none_yet  # first of all there has to be any machine
+    (orchestrators, _) = api.answers["GET /v1/nodes"]["nodes"]
+    api.answers["GET /v1/nodes"] = {"nodes": [orchestrators]}
+    assert "flops node token clinic-north" in run(visitor(api).get("/nodes")).text

@@ -262,8 +262,11 @@ class JoinedNodes:
     def _status(self, service: NodeService, node: JoinedNode | None = None) -> ServiceStatus:
         node = node or self._node(service.node)
         state, reason, now = service.state, service.reason, self._clock.now()
+        # Lost with its node (`_lose_all`), refused by its owner or not to be prepared there. What a node
+        # itself calls lost, after it was started anew, is worth another attempt.
+        final = (state == "lost" and not service.wanted) or (state == "failed" and service.exit_code is None)
         if service.live and (node is None or node.lost(now)):
-            state = "lost"
+            state, final = "lost", True
             reason = f"node {service.node} was not heard of for {LOST_S / 60:g} minutes"
             if node is None or node.gone is not None:
                 reason = f"node {service.node} is gone"
@@ -280,8 +283,7 @@ class JoinedNodes:
             role=service.role,
             project=service.project,
             node=service.node,
-            # Refused by its owner, or not to be prepared there: no agent has ended.
-            final=state == "lost" or (state == "failed" and service.exit_code is None),
+            final=final,
         )
 
     def _node(self, name: str) -> JoinedNode | None:
