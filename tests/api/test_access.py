@@ -43,6 +43,7 @@ def test_nothing_else_is_answered_without_the_token(
             "status": 401,
             "detail": detail,
             "code": "unauthorized",
+            "request": answer.headers["x-request-id"],
         }
 
 

@@ -19,6 +19,7 @@ from flops.orchestration import (
     ServiceSpec,
     ServiceState,
     ServiceStatus,
+    ServiceUsage,
 )
 from flops.orchestration.containers import home_id
 from flops.orchestration.docker import DockerOrchestrator
@@ -29,6 +30,8 @@ from tests.engines import IMAGE, PrivateEngine, can_run_engines, private_engine
 from tests.swarms import PrivateSwarm, can_run_swarms, private_swarm
 
 DEADLINE_S = 20.0
+WORK = "n=0; while [ $n -lt 300000 ]; do n=$((n+1)); done"
+"""What a shell takes at least 0.05 s of processor time for."""
 
 
 class Stage(Protocol):
@@ -50,6 +53,10 @@ class Stage(Protocol):
 
     def say(self, name: str, text: str) -> None:
         """Make the running service print something."""
+        ...
+
+    def work(self, name: str) -> None:
+        """Make the running service use at least 0.05 s of processor time."""
         ...
 
 
@@ -77,6 +84,9 @@ class FakeStage:
 
     def say(self, name: str, text: str) -> None:
         self.fake.write_log(ServiceName(name), text)
+
+    def work(self, name: str) -> None:
+        self.fake.use(ServiceName(name), ServiceUsage(ServiceName(name), 0.1, 2_000_000, 1))
 
 
 class ProcessStage:
@@ -112,6 +122,9 @@ class ProcessStage:
 
     def end(self, name: str, code: int) -> None:
         self._order(name, f"exit {code}" if code >= 0 else f"kill {code} $$")
+
+    def work(self, name: str) -> None:
+        self._order(name, WORK)
 
     def say(self, name: str, text: str) -> None:
         receipt = self._folder / f"{name}.receipt"
@@ -170,6 +183,9 @@ class ContainerStage:
 
     def end(self, name: str, code: int) -> None:
         self._order(name, f"exit {code}" if code >= 0 else f"kill {code} $$")
+
+    def work(self, name: str) -> None:
+        self._order(name, WORK)
 
     def say(self, name: str, text: str) -> None:
         before = self.orchestrator.logs(ServiceName(name))

@@ -1,6 +1,8 @@
 """What every orchestrator promises; each adapter runs all of it on its own stage."""
 
 import threading
+import time
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,6 +11,7 @@ from flops.core.errors import ConflictError, FailedError, InvalidInputError, Not
 from flops.core.ids import ServiceName
 from flops.orchestration import Orchestrator, ServiceSpec, ServiceStatus, deploy_in_place
 from flops.orchestration.swarm import SwarmOrchestrator
+from tests.orchestration.conftest import DEADLINE_S
 
 A, B, C = ServiceName("p-test-agent-1"), ServiceName("p-test-agent-2"), ServiceName("p-test-agent-3")
 
@@ -298,3 +301,25 @@ def test_spec_that_can_run_nowhere_is_refused(changes: dict[str, Any], message: 
     with pytest.raises(InvalidInputError) as caught:
         ServiceSpec(**(spec | changes))
     assert message in str(caught.value)
+
+
+def test_what_running_services_use_is_counted(stage: Any, history: Any) -> None:
+    assert stage.orchestrator.usage() == []
+    spec = stage.spec(A)
+    if isinstance(stage.orchestrator, SwarmOrchestrator):  # it can look at the manager's own node only
+        spec = replace(spec, node="manager")
+    stage.orchestrator.deploy(spec)
+    history.until(A, "running")
+
+    (before,) = stage.orchestrator.usage()
+    assert before.name == A
+    assert before.threads >= 1
+    assert before.memory_bytes > 0
+    stage.work(A)
+
+    deadline = time.monotonic() + 3 * DEADLINE_S
+    while stage.orchestrator.usage()[0].cpu_s < before.cpu_s + 0.05:
+        assert time.monotonic() < deadline, "its work was not counted"
+        time.sleep(0.05)
+    stage.orchestrator.stop(A)
+    assert stage.orchestrator.usage() == []

@@ -17,6 +17,7 @@ from flops.agent.crew import Crew
 from flops.core.errors import FlopsError
 from flops.federation import AgentConfig
 from flops.federation.program import begin, end_on_signals, raise_file_limit
+from flops.telemetry import always
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     path = begin("flops.agent", arguments)
     try:
         config = AgentConfig.read(path)
+        always(project=config.project, learner=config.learner, request=config.traced.request)
         raise_file_limit(len(config.learners()))
         crew = Crew(config)
     except FlopsError as error:

@@ -15,6 +15,7 @@ from flops.agent.fragments import Fragments
 from flops.core.errors import FailedError, FlopsError
 from flops.federation import AgentConfig
 from flops.federation import conversation as conversations
+from flops.federation import learner as learning
 from flops.federation.channels import Channels
 from flops.federation.config import VirtualLearner
 from flops.federation.conversation import Conversation, keep_beating
@@ -74,7 +75,8 @@ class Crew:
             threading.stack_size(_STACK_BYTES)
             log.info("%d learners on %d workers", len(members), len(self._desks))
             # What is news of one learner is noise of a thousand.
-            logging.getLogger(conversations.__name__).setLevel(logging.WARNING)
+            for noisy in (conversations.__name__, learning.__name__):
+                logging.getLogger(noisy).setLevel(logging.WARNING)
         for desk in self._desks:
             threading.Thread(target=desk.work, name="work", daemon=True).start()
         everyone = [member.conversation for member in members]

@@ -30,6 +30,7 @@ from flops.core.ids import project_id
 from flops.fleet import JoinedNode
 from flops.identity import ADMIN, Attempts, Caller, RateLimit, Role
 from flops.manager import Manager, Sight
+from flops.telemetry import about, current_request, is_request
 
 log = logging.getLogger(__name__)
 
@@ -211,6 +212,8 @@ class Audited:
         user, token = (caller.user, caller.token) if caller is not None else ("", "")
         if node is not None:
             user, token = node.owner, node.credential
+        with about(project=_project(scope)):
+            log.info("%s %s: %s, for %s", scope["method"], _route(scope), status, user or "nobody")
         client = scope.get("client")
         try:
             self._manager.audit.append(
@@ -220,6 +223,7 @@ class Audited:
                 action=f"{scope['method']} {_route(scope)}",
                 object=state.get("about") or scope["path"],
                 outcome=status,
+                detail={"request": current_request()},
             )
         except FlopsError:
             log.exception("the audit log has no entry of %s %s", scope["method"], scope["path"])
@@ -233,6 +237,15 @@ def _counts(scope: Scope, status: int) -> bool:
     if scope["method"] in (*READS, "OPTIONS") or status == HTTPStatus.TOO_MANY_REQUESTS:
         return False
     return (scope["method"], _route(scope)) not in NOT_AUDITED
+
+
+def _project(scope: Scope) -> str | None:
+    """The project that a request is about, be it the one that it made."""
+    made = str(scope.get("state", {}).get("about") or "")
+    if made.startswith("project "):
+        return made.removeprefix("project ")
+    found = scope.get("path_params", {}).get("project")
+    return found if isinstance(found, str) and is_request(found) else None
 
 
 def _route(scope: Scope) -> str:

@@ -30,12 +30,13 @@ from flops.api.images import image_routes
 from flops.api.metrics import Counted, metrics_routes
 from flops.api.models import model_routes
 from flops.api.node import MAX_SYNC_BYTES, SYNC_PATH, joined_node_routes, joining_routes
-from flops.api.nodes import node_routes
+from flops.api.nodes import node_routes, top_routes
 from flops.api.problems import SLOW, documented
 from flops.api.projects import project_routes
 from flops.api.reference import reference_routes
 from flops.api.signing_in import sign_in_routes
 from flops.api.specs import spec_routes
+from flops.api.tracing import Identified
 from flops.core.ids import project_id
 from flops.manager import Manager, parse_report
 
@@ -85,6 +86,7 @@ def create_app(
         data_routes(manager),
         model_routes(manager),
         node_routes(manager),
+        top_routes(manager),
         readiness_routes(manager),
         metrics_routes(manager),
         image_routes(manager),
@@ -104,6 +106,7 @@ def create_app(
         app.add_middleware(Beside, pages=pages)
     app.add_middleware(OwnNamesOnly, names=(*LOOPBACK, *map(_in_header, names)))
     app.add_middleware(Counted, figures=manager.figures)
+    app.add_middleware(Identified)
     _document_problems(app)
     return app
 

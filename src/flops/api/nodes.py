@@ -15,6 +15,22 @@ from flops.manager import Manager
 _Name = Annotated[str, Path(max_length=200)]
 
 
+def top_routes(manager: Manager) -> APIRouter:
+    routes = APIRouter(tags=["nodes"])
+
+    @routes.get(
+        "/v1/top",
+        response_model=schemas.Top,
+        responses=documented(),
+        summary="What nodes and services use now; the manager's own for those who see all projects",
+    )
+    def get_top(request: Request) -> Any:
+        caller = caller_of(request)
+        return manager.top(caller.sees, own=caller.sees_all)
+
+    return routes
+
+
 def node_routes(manager: Manager) -> APIRouter:
     routes = APIRouter(prefix="/v1/nodes", tags=["nodes"])
 

@@ -25,6 +25,7 @@ _AREAS: Mapping[str, str] = {
     "/v1/models": "models",
     "/v1/data": "data",
     "/v1/nodes": "nodes",
+    "/v1/top": "projects",
     "/v1/images": "images",
     "/v1/users": "users",
     "/v1/tokens": "tokens",

@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from flops.api.schemas import Problem
 from flops.core import errors
 from flops.core.errors import FlopsError
+from flops.telemetry import about, current_request
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ _CODES = {
     HTTPStatus.UNAUTHORIZED: errors.UnauthorizedError.code,
     HTTPStatus.FORBIDDEN: errors.ForbiddenError.code,
 }
+REQUEST_HEADER = "X-Request-ID"
 MEDIA_TYPE = "application/problem+json"
 _NAMED = re.compile(r"\{\w+\}")
 """Parameters in the path of a route."""
@@ -63,9 +65,10 @@ def problem(status: HTTPStatus, code: str, detail: str) -> JSONResponse:
         status=int(status),
         detail=detail,
         code=code,
+        request=current_request() or None,
     )
     headers = {"WWW-Authenticate": "Bearer"} if status == HTTPStatus.UNAUTHORIZED else None
-    return JSONResponse(body.model_dump(), status, headers, MEDIA_TYPE)
+    return JSONResponse(body.model_dump(exclude_none=True), status, headers, MEDIA_TYPE)
 
 
 def install(app: FastAPI) -> None:
@@ -131,9 +134,15 @@ def _methods(request: Request) -> set[str]:
 
 
 async def _of_anything(request: Request, error: Exception) -> JSONResponse:
-    log.error("%s %s", request.method, request.url.path, exc_info=error)
-    return problem(
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-        FlopsError.code,
-        f"internal error of the manager ({type(error).__name__}) - see its log, and report it",
-    )
+    known = getattr(request.state, "request_id", None)
+    with about(request=known):
+        log.error("%s %s", request.method, request.url.path, exc_info=error)
+        answer = problem(
+            HTTPStatus.INTERNAL_SERVER_ERROR,
+            FlopsError.code,
+            f"internal error of the manager ({type(error).__name__}) - see its log for request {known}, and "
+            "report it",
+        )
+    if known is not None:
+        answer.headers[REQUEST_HEADER] = known
+    return answer

@@ -16,6 +16,7 @@ from flops.api.stream import follow
 from flops.core.errors import InvalidInputError
 from flops.core.ids import ProjectId, project_id
 from flops.manager import Manager, State, Wanted
+from flops.telemetry import MAX_REQUEST_CHARS
 
 _MAX_SEQ = 2**31 - 1
 """Of an event: what databases hold."""
@@ -212,8 +213,17 @@ def project_routes(manager: Manager) -> APIRouter:
         summary="The last lines of a project's services, by name",
     )
     def get_logs(
-        project: str, service: str | None = None, tail: Annotated[int, Query(ge=1, le=100_000)] = 200
+        project: str,
+        service: str | None = None,
+        tail: Annotated[int, Query(ge=1, le=100_000)] = 200,
+        request: Annotated[
+            str | None,
+            Query(
+                max_length=MAX_REQUEST_CHARS,
+                description="Only log lines that were written for the request of this id",
+            ),
+        ] = None,
     ) -> Any:
-        return {"logs": manager.logs(project_id(project), service, tail)}
+        return {"logs": manager.logs(project_id(project), service, tail, request)}
 
     return routes

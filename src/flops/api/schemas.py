@@ -13,6 +13,8 @@ class Problem(BaseModel):
     status: int
     detail: str
     code: str
+    request: str | None = None
+    """Id of the request, as in the header ``X-Request-ID``: name it when you ask about it."""
 
 
 class _Request(BaseModel):
@@ -73,6 +75,61 @@ class NodeView(BaseModel):
 
 class NodeList(BaseModel):
     nodes: list[NodeView]
+
+
+class TopNode(BaseModel):
+    """A machine, and what the shown services on it use together."""
+
+    name: str
+    ready: bool
+    cpus: int
+    capacity_bytes: int
+    services: int
+    cpu_percent: float | None
+    """Of one processor: four busy ones are 400."""
+    memory_bytes: int | None
+
+
+class TopService(BaseModel):
+    """A service, and what it uses; null: nobody counts it there."""
+
+    node: str
+    project: str
+    """``flops``: the manager's own."""
+    name: str
+    role: str
+    learner: str | None
+    cluster: str | None
+    state: str
+    restarts: int
+    round: int | None
+    rounds: int | None
+    cpu_percent: float | None
+    memory_bytes: int | None
+    threads: int | None
+    received_bytes: int | None
+    """Over its network since its start; of a root aggregator without a network of its own: as it reported."""
+    sent_bytes: int | None
+    received_bytes_per_s: float | None
+    sent_bytes_per_s: float | None
+
+
+class TopTotals(BaseModel):
+    services: int
+    cpu_percent: float | None
+    memory_bytes: int | None
+    threads: int | None
+    received_bytes_per_s: float | None
+    sent_bytes_per_s: float | None
+
+
+class Top(BaseModel):
+    time: float
+    away: str | None
+    """Why an orchestrator cannot be asked; null: all can."""
+    nodes: list[TopNode]
+    services: list[TopService]
+    totals: TopTotals
 
 
 class Submission(_Request):

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import typer
 
-from flops.cli import admin, data, identity, images, models, node, operate, projects, run, serving, web
+from flops.cli import admin, data, identity, images, models, node, operate, projects, run, serving, top, web
 from flops.cli.output import print_error
 from flops.core.errors import FlopsError
 
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 run.register(app)
 projects.register(app)
+top.register(app)
 data.register(app)
 node.register(app)
 models.register(app)

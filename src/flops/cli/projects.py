@@ -234,22 +234,30 @@ def logs(
         str | None, typer.Option(help="One service only, as 'flops show ID' names it.")
     ] = None,
     tail: Annotated[int | None, typer.Option(min=1, help="The last lines of each only.")] = None,
-    as_json: JsonFlag = False,
+    trace: Annotated[
+        str | None,
+        typer.Option(
+            metavar="REQUEST", help="Only what was said for one request, by its id; in time's order."
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the lines as they were written.")] = False,
 ) -> None:
-    """Print what a project's services wrote."""
+    """Print what a project's services wrote.
+
+    Events of a project's states, answers of the API (X-Request-ID), errors and the audit log name the
+    requests that --trace takes.
+    """
+    from flops.cli.log_lines import show_by_service, show_by_time
     from flops.cli.session import manager
 
     with manager() as client:
-        found = client.get_logs(project, service=service, tail=tail)["logs"]
+        found = client.get_logs(project, service=service, tail=tail, request=trace)["logs"]
     if as_json:
         print_json(found)
-        return
-    for name, text in found.items():
-        if not text.strip():
-            continue
-        if len(found) > 1:
-            say((f"==> {clean(name)}", "bold"))
-        console().out(clean(text).rstrip("\n"))
+    elif trace is not None:
+        show_by_time(found, project)
+    else:
+        show_by_service(found)
 
 
 def events(

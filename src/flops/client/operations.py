@@ -44,6 +44,7 @@ from flops.client.shapes import (
     StrategyList,
     TokenList,
     TokenView,
+    Top,
     TrackingServer,
     Ui,
     UserList,
@@ -201,13 +202,15 @@ class Operations(ABC):
         call = Call("GET", "/v1/node/projects/{project}/lock", {"project": project})
         return cast(CodeLock, self._json(call))
 
-    def get_logs(self, project: str, *, service: str | None = None, tail: int | None = None) -> Logs:
+    def get_logs(
+        self, project: str, *, service: str | None = None, tail: int | None = None, request: str | None = None
+    ) -> Logs:
         """The last lines of a project's services, by name"""
         call = Call(
             "GET",
             "/v1/projects/{project}/logs",
             {"project": project},
-            query={"service": service, "tail": tail},
+            query={"service": service, "tail": tail, "request": request},
         )
         return cast(Logs, self._json(call))
 
@@ -250,6 +253,11 @@ class Operations(ABC):
         """Whom one can sign in with, besides tokens"""
         call = Call("GET", "/v1/oidc")
         return cast(SignInView, self._json(call))
+
+    def get_top(self) -> Top:
+        """What nodes and services use now; the manager's own for those who see all projects"""
+        call = Call("GET", "/v1/top")
+        return cast(Top, self._json(call))
 
     def get_tracking(self) -> TrackingServer:
         """The address of MLflow's GUI, started where it does not run"""
@@ -725,13 +733,15 @@ class AsyncOperations(ABC):
         call = Call("GET", "/v1/node/projects/{project}/lock", {"project": project})
         return cast(CodeLock, await self._json(call))
 
-    async def get_logs(self, project: str, *, service: str | None = None, tail: int | None = None) -> Logs:
+    async def get_logs(
+        self, project: str, *, service: str | None = None, tail: int | None = None, request: str | None = None
+    ) -> Logs:
         """The last lines of a project's services, by name"""
         call = Call(
             "GET",
             "/v1/projects/{project}/logs",
             {"project": project},
-            query={"service": service, "tail": tail},
+            query={"service": service, "tail": tail, "request": request},
         )
         return cast(Logs, await self._json(call))
 
@@ -774,6 +784,11 @@ class AsyncOperations(ABC):
         """Whom one can sign in with, besides tokens"""
         call = Call("GET", "/v1/oidc")
         return cast(SignInView, await self._json(call))
+
+    async def get_top(self) -> Top:
+        """What nodes and services use now; the manager's own for those who see all projects"""
+        call = Call("GET", "/v1/top")
+        return cast(Top, await self._json(call))
 
     async def get_tracking(self) -> TrackingServer:
         """The address of MLflow's GUI, started where it does not run"""

@@ -376,6 +376,7 @@ class Problem(TypedDict):
     status: int
     detail: str
     code: str
+    request: NotRequired[str | None]
 
 
 class ProjectConfirmation(TypedDict):
@@ -527,6 +528,57 @@ class TokenView(TypedDict):
     last_used: float | None
     revoked: float | None
     signed_in: bool
+
+
+class Top(TypedDict):
+    time: float
+    away: str | None
+    nodes: list[TopNode]
+    services: list[TopService]
+    totals: TopTotals
+
+
+class TopNode(TypedDict):
+    """A machine, and what the shown services on it use together."""
+
+    name: str
+    ready: bool
+    cpus: int
+    capacity_bytes: int
+    services: int
+    cpu_percent: float | None
+    memory_bytes: int | None
+
+
+class TopService(TypedDict):
+    """A service, and what it uses; null: nobody counts it there."""
+
+    node: str
+    project: str
+    name: str
+    role: str
+    learner: str | None
+    cluster: str | None
+    state: str
+    restarts: int
+    round: int | None
+    rounds: int | None
+    cpu_percent: float | None
+    memory_bytes: int | None
+    threads: int | None
+    received_bytes: int | None
+    sent_bytes: int | None
+    received_bytes_per_s: float | None
+    sent_bytes_per_s: float | None
+
+
+class TopTotals(TypedDict):
+    services: int
+    cpu_percent: float | None
+    memory_bytes: int | None
+    threads: int | None
+    received_bytes_per_s: float | None
+    sent_bytes_per_s: float | None
 
 
 class TrackingServer(TypedDict):

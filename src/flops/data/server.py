@@ -37,6 +37,7 @@ from flops.data.listening import TlsFiles, check_listen, prepare_socket
 from flops.data.protocol import as_flight_error, decode, encode, read_token
 from flops.data.store import FragmentStore
 from flops.data.writing import FragmentWriter, Limits
+from flops.telemetry import log_lines
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -212,7 +213,7 @@ def _guarded(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a data server until a signal ends it; returns the exit code."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    log_lines("data")
     # Not blocked and waited for: threads of libraries, which are there already, would take them, and in the
     # first process of a container they would be lost there.
     told, telling = socket.socketpair()

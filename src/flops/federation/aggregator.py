@@ -33,6 +33,7 @@ from flops.federation.roster import slots_of
 from flops.federation.space import lacks_space, needing_space
 from flops.federation.strategies import ASYNCHRONOUS
 from flops.federation.training import SynchronousTraining
+from flops.telemetry import always
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     end_on_signals()
     try:
         config = AggregatorConfig.read(path)
+        always(project=config.project, request=config.traced.request)
         raise_file_limit(len(config.members) + len(config.newcomers))
     except FlopsError as error:
         log.error("%s", error)

@@ -26,6 +26,7 @@ from flops.federation.roster import InterruptedByTask, Roster
 from flops.federation.rounds import Round, Rounds
 from flops.federation.space import needing_space
 from flops.federation.training import report_of
+from flops.telemetry import about
 from flops_worker.tensors import Layout
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ class Cluster:
             self._tell_presence()
             task = self.conversation.next_task(timeout_s=0)
             if task is not None:
-                self._do(task)
+                with about(request=task.request):
+                    self._do(task)
                 continue
             try:
                 self._roster.hear(60.0)

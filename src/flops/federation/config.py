@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 from flops.core.errors import InvalidInputError
+from flops.telemetry import NOBODYS, Traced
 
 
 class _JsonFile:
@@ -152,6 +153,8 @@ class AggregatorConfig(_JsonFile):
     """Learners that this root measures and places in its clusters."""
     addresses: Mapping[str, str] = field(default_factory=dict)
     """Where the clusters listen in which newcomers are placed."""
+    traced: Traced = NOBODYS
+    """The request that it trains for."""
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
@@ -167,6 +170,7 @@ class AggregatorConfig(_JsonFile):
                 "plan": Plan(**data.get("plan", {})),
                 "tls": Tls(**data["tls"]) if data.get("tls") else None,
                 "report": ReportTo(**data["report"]) if data.get("report") else None,
+                "traced": Traced.from_json(data.get("traced")),
             }
         )
 
@@ -225,6 +229,8 @@ class AgentConfig(_JsonFile):
     """The learners of this agent; ``learner``, ``token``, ``seed`` and ``data.site`` say nothing then."""
     workers: int = 1
     """Processes that these learners share."""
+    traced: Traced = NOBODYS
+    """The request that it trains for, until a task names another."""
 
     def __post_init__(self) -> None:
         if self.worker_socket and (self.virtual or self.python or self.code):
@@ -256,5 +262,6 @@ class AgentConfig(_JsonFile):
                 "data": DataAccess(**{**access, "tags": tuple(access["tags"])}) if access else None,
                 "tls": Tls(**data["tls"]) if data.get("tls") else None,
                 "virtual": tuple(VirtualLearner(**learner) for learner in data.get("virtual", ())),
+                "traced": Traced.from_json(data.get("traced")),
             }
         )

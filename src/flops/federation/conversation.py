@@ -27,6 +27,7 @@ from flops.federation.config import Link
 from flops.federation.kept_models import KeptModels, written
 from flops.federation.model_file import ModelWriter, layout_digest
 from flops.federation.tally import Tally
+from flops.telemetry import is_request
 from flops_worker.tensors import Layout, LayoutError
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,8 @@ class Task:
     config: Mapping[str, Any]
     layout: Layout
     model_fd: int
+    request: str = ""
+    """Id of the request that it is done for; empty: nobody's."""
 
     @property
     def name(self) -> str:
@@ -472,6 +475,7 @@ class Conversation:
                     config=dict(header.get("config", {})),
                     layout=self._layout,
                     model_fd=os.dup(self._model[1]),
+                    request=_request(header),
                 )
                 self._changed.notify_all()
         self._on_task()
@@ -544,6 +548,12 @@ class Conversation:
 
     def _say_ready(self) -> None:
         self._say({"t": "ready", "allows_metrics": self._allows_metrics, "start_s": self._start_s})
+
+
+def _request(header: Mapping[str, Any]) -> str:
+    """Who is behind a task: what an aggregator says goes into log lines."""
+    request = header.get("request")
+    return request if isinstance(request, str) and is_request(request) else ""
 
 
 def keep_beating(conversations: list[Conversation]) -> None:

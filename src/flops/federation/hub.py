@@ -30,6 +30,7 @@ from flops.federation.config import Member, Tls
 from flops.federation.model_file import ModelFile, layout_digest
 from flops.federation.placement import COMMAND, Placement
 from flops.federation.updates import RefusedError, SpooledBody
+from flops.telemetry import current_request
 from flops_worker.tensors import Layout
 
 log = logging.getLogger(__name__)
@@ -100,6 +101,8 @@ class Session:
 
         Returns False for a task that this session was given already.
         """
+        if model is not None and (request := current_request()):
+            header = {**header, "request": request}
         with self._changed:
             if model is not None:
                 if self._asked == (header["task"], model.number):

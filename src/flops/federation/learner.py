@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from flops.core.errors import FailedError, FlopsError
 from flops.federation.conversation import Conversation, Evaluated, Task, Trained
 from flops.guest import EvaluateResult, FitResult, GuestClosed, GuestError
+from flops.telemetry import about
 
 log = logging.getLogger(__name__)
 
@@ -37,11 +38,13 @@ class Learner:
 
     def prepare(self) -> bool:
         """Load code and data, and say so; False when this learner's part has failed."""
-        return self._attempt(self._prepare)
+        with about(learner=self._name):
+            return self._attempt(self._prepare)
 
     def do(self, task: Task) -> bool:
         """Do one task and answer it; False when this learner's part has failed."""
-        return self._attempt(lambda: self._do(task))
+        with about(learner=self._name, round=task.round, request=task.request):
+            return self._attempt(lambda: self._do(task))
 
     def _attempt(self, step: Any) -> bool:
         try:
@@ -75,6 +78,7 @@ class Learner:
     def _result(self, task: Task) -> Trained | Evaluated:
         if task.kind == "evaluate":
             judged = self._code.evaluate(task.model_fd, task.round, task.config)
+            log.info("evaluated the model of round %s", task.round)
             return Evaluated(judged.loss, judged.accuracy, judged.num_examples, dict(judged.metrics))
         config = dict(task.config)
         metrics: dict[str, float] = {}
@@ -82,6 +86,7 @@ class Learner:
             # Strategies such as q-FedAvg weigh an update by the global model's loss before training.
             metrics["train_loss"] = self._code.evaluate(task.model_fd, task.round, config).loss
         fit = self._code.fit(task.model_fd, task.round, task.seed, config)
+        log.info("trained for round %s in %.3f s", task.round, fit.fit_s)
         return Trained(
             fit.num_examples,
             fit.layout,

@@ -5,7 +5,6 @@ and the operating system.
 import argparse
 import contextlib
 import ctypes
-import logging
 import os
 import resource
 import signal
@@ -16,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flops.core.errors import UnavailableError
+from flops.telemetry import log_lines
 
 _M_ARENA_MAX = -8
 _SWITCH_S = 0.1
@@ -36,7 +36,7 @@ def begin(name: str, arguments: Sequence[str] | None) -> Path:
     options = parser.parse_args(arguments)
     use_one_arena()
     expect_many_threads()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    log_lines(name.rpartition(".")[2])
     path: Path = options.config
     return path
 

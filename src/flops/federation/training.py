@@ -4,6 +4,7 @@ What the root of a hierarchy does, or the only aggregator of a classic training.
 it is announced, so a killed aggregator goes on after the last committed round and arrives at the same bits.
 """
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,9 @@ from flops.federation.hub import Hub
 from flops.federation.reports import Reporter
 from flops.federation.roster import Roster
 from flops.federation.rounds import Round, Rounds
+from flops.telemetry import about
+
+log = logging.getLogger(__name__)
 
 _REASON = 300  # characters of why a member was left out that are reported
 
@@ -67,7 +71,8 @@ class SynchronousTraining:
         self._rounds.slowest_s = committed.slowest_s
         self._roster.begin(committed.history, committed.ejected)
         for number in range(committed.round + 1, self._plan.rounds + 1):
-            self._round(number)
+            with about(round=number):
+                self._round(number)
         committed = self._checkpoint.committed
         return Outcome(
             committed.round, committed.best_round, self._checkpoint.best_model(), committed.best_metrics
@@ -112,6 +117,7 @@ class SynchronousTraining:
         rounds.slowest_s = committed.slowest_s
         data["duration_s"] = self._clock.monotonic() - start
         self._reporter.report(EventKind.ROUND_FINISHED, **data)
+        log.info("round %s is committed: %s updates, %.3f s", number, len(done.updates), data["duration_s"])
 
     def _absent_clusters(self, done: Round) -> dict[str, str]:
         """Clusters that were not asked, and why."""

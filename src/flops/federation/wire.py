@@ -9,7 +9,8 @@ parsed as JSON, and checked where it is used.
     hello(learner)                           ->
                                              <-   welcome(project, layout)
     ready(allows_metrics)                    ->
-                                             <-   train(task, round, version, model, config, seed)
+                                             <-   train(task, round, version, model, config, seed,
+                                                       request)
                                                        [+ body | body...]
     result(task, version, num_examples, ...) [+ body] ->
                                              <-   send(task)          only where the body did not fit in

@@ -1,19 +1,17 @@
 """``python -m flops.manager --home DIR [--port N]``: one manager, until it is told to end.
 
 The composition root: the only place that knows the floor above. Standard output stays empty; standard error
-carries one JSON object a line, and a plain sentence where the manager cannot start.
+carries log lines (`flops.telemetry`), and a plain sentence where the manager cannot start.
 """
 
 import argparse
 import dataclasses
-import json
 import logging
 import os
 import signal
 import socket
 import sys
 import threading
-import time
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -26,28 +24,13 @@ from flops.manager.home import Home, claim_home
 from flops.manager.manager import Manager
 from flops.manager.orchestrators import open_orchestrator, open_programs, recall
 from flops.persistence import lease_of
+from flops.telemetry import log_lines
 from flops.web import Web
 
 log = logging.getLogger("flops.manager")
 
 LOST_EXIT_CODE = 4
 """Another manager has taken over."""
-
-
-class JsonLines(logging.Formatter):
-    """One object a line: time, level, logger, message, and the traceback where there is one."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
-            + f".{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -186,9 +169,7 @@ def _settings(arguments: list[str] | None) -> Settings:
 def _log_to_stderr() -> None:
     if logging.getLogger().handlers:
         return
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    log_lines("manager")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # each look at a served model

@@ -27,6 +27,7 @@ from flops.manager.grounds import AGENT, AGGREGATOR, WORKER, Ground, aggregator_
 from flops.manager.paths import ProjectPaths, data_token_file, write_private_json
 from flops.manager.rows import VIRTUAL, Learner, Service
 from flops.manager.topology import Aggregator, aggregators, home_of, places_itself
+from flops.telemetry import NOBODYS, Traced
 
 JOINED_START_S = 1800.0
 """Joined nodes fetch code and make environments after the aggregator has begun to wait for them."""
@@ -99,6 +100,7 @@ def write_configurations(
     *,
     rounds: int,
     numbers: Mapping[str, int],
+    traced: Traced = NOBODYS,
 ) -> None:
     """Write what every aggregator and every agent need to know.
 
@@ -107,6 +109,7 @@ def write_configurations(
             cycles.
         results: of the preparing steps, by name.
         numbers: of the clusters, by path.
+        traced: the request that the project was set in motion by.
     """
     paths = ProjectPaths.of(settings, project)
     paths.config.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -125,7 +128,7 @@ def write_configurations(
         if any(ground.is_joined(learner) for learner in learners):
             patient_s = max(told.plan.start_deadline_s, JOINED_START_S)
             told = replace(told, plan=replace(told.plan, start_deadline_s=patient_s))
-        told.write(file)
+        replace(told, traced=traced).write(file)
     training = spec.training
     data_token = data_token_file(settings).read_text(encoding="ascii").strip()
     access = DataAccess(location=ground.data(), token=data_token, tags=tuple(results["data"]["tags"]))
@@ -142,7 +145,7 @@ def write_configurations(
             )
             for learner in agent.learners
         ]
-        config = AgentConfig(
+        agent_config = AgentConfig(
             project=project,
             aggregator=ground.location(project, number, joined=joined),
             tls=None if joined else ground.members_tls(project, agent.name),
@@ -150,13 +153,14 @@ def write_configurations(
             threads=_threads(spec, len(learners), joined=joined),
             memory_mb=spec.resources.memory_mb,
             placed=bool(newcomers),
+            traced=traced,
             **({} if joined else ground.agent(project, agent.name, results)),
         )
         if training.virtual:
-            config = replace(config, virtual=tuple(seats), workers=_workers(spec, len(agents)))
+            agent_config = replace(agent_config, virtual=tuple(seats), workers=_workers(spec, len(agents)))
         else:
-            config = config.of(seats[0])
-        config.write(config_file(settings, project, agent.name))
+            agent_config = agent_config.of(seats[0])
+        agent_config.write(config_file(settings, project, agent.name))
 
 
 def _threads(spec: ProjectSpec, learners: int, *, joined: bool) -> int | None:

@@ -28,7 +28,7 @@ from flops.core.ids import ServiceName
 from flops.fleet import LOST_S, JoinedNode, NodeService, NodeStore, Seen, ServiceStore
 from flops.manager.broadcast import Broadcast, Listener
 from flops.manager.paths import write_private_json
-from flops.orchestration import Node, ServiceSpec, ServiceState, ServiceStatus, Subscription
+from flops.orchestration import Node, ServiceSpec, ServiceState, ServiceStatus, ServiceUsage, Subscription
 from flops.orchestration.port import LOOPBACK, Statuses, Watcher, unknown_service
 from flops.orchestration.watchers import Watchers
 
@@ -168,6 +168,10 @@ class JoinedNodes:
             Node(node.name, node.platform, node.cpus, node.memory_mb, address="", ready=node.ready(now))
             for node in self.store.nodes()
         ]
+
+    def usage(self) -> Sequence[ServiceUsage]:
+        """Their owners' machines do not tell."""
+        return []
 
     def close(self) -> None:
         """Nothing is held that must be let go."""

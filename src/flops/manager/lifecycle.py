@@ -29,6 +29,7 @@ from flops.manager.store import Store
 from flops.manager.supervision import Action, Verdict, judge
 from flops.manager.tracker import Tracker
 from flops.orchestration import Orchestrator, ServiceSpec
+from flops.telemetry import Traced, about, said
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,8 @@ class Lifecycle:
         self._wake = wake
         self._last_words_due: float | None = None
         self.settled = False
+        self.request: str | None = None
+        """Id of the request that it was advanced for last."""
 
     def advance(self) -> bool:
         """Do what is next; true where there is more to do at once, false where something has to happen first.
@@ -117,6 +120,11 @@ class Lifecycle:
         """
         self._all.check_lease()
         project = self._store.project(self._project)
+        self.request = project.request
+        with about(request=project.request):
+            return self._advance(project)
+
+    def _advance(self, project: Project) -> bool:
         if project.state is not State.PREPARING:
             self._preparing.close()
         match project.state:
@@ -184,6 +192,7 @@ class Lifecycle:
             results,
             rounds=project.rounds_total,
             numbers=numbers,
+            traced=Traced(project.request or ""),
         )
         self._all.support()
         self._all.tracker.begin(project, spec, results)
@@ -243,9 +252,9 @@ class Lifecycle:
         self._all.orchestrator.deploy(self._specifications()(action.service))
 
     def _last_line(self, name: Any) -> str:
-        lines = [line.strip() for line in self._all.orchestrator.logs(name, 4096).splitlines()]
+        lines = [line.strip() for line in self._all.orchestrator.logs(name, 65536).splitlines()]
         lines = [line for line in lines if line]
-        return lines[-1][:300] if lines else ""
+        return said(lines[-1])[:300] if lines else ""
 
     # packaging and the end
 

@@ -73,11 +73,13 @@ from flops.manager.states import (
 from flops.manager.step_process import StepProcess, StepRunner
 from flops.manager.store import Store
 from flops.manager.support import GuiDoor, Support
+from flops.manager.top import Top
 from flops.manager.tracker import Tracker
 from flops.manager.uploads import Upload
 from flops.manager.views import held_fragments, joined_node_view, model_view, project_view
 from flops.orchestration import Orchestrator, PermittedOrchestrator, ServiceStatus
 from flops.persistence import lease_of
+from flops.telemetry import belongs
 from flops.tracking import Spool
 
 if TYPE_CHECKING:
@@ -88,6 +90,7 @@ log = logging.getLogger(__name__)
 PREPARING_AT_ONCE = 4
 STOP_TIMEOUT_S = 15.0
 _DATA_CALLS_AT_ONCE = 2
+_OWN_LOG, _OWN_TAIL_BYTES = "manager", 4 << 20
 MAX_ROUNDS = 100_000
 _ENDING = frozenset({EventKind.TRAINING_FINISHED, EventKind.TRAINING_FAILED})
 
@@ -168,6 +171,7 @@ class Manager:
                 check_lease=self._check_lease,
             )
         )
+        self._top = Top(self._store, self._programs, self._orchestrator, self._clock)
         self._data_calls = threading.BoundedSemaphore(_DATA_CALLS_AT_ONCE)
         self._closing = Cancellation()
         self._results = self._spool.listen_for_results()
@@ -434,9 +438,18 @@ class Manager:
         """
         return self._store.project(project).resting
 
-    def logs(self, project: ProjectId, service: str | None = None, tail_lines: int = 200) -> dict[str, str]:
-        """The last lines of the project's services, by name; what a learner's code printed is under its id.
+    def logs(
+        self,
+        project: ProjectId,
+        service: str | None = None,
+        tail_lines: int = 200,
+        request: str | None = None,
+    ) -> dict[str, str]:
+        """The last lines of the project's services, by name; what a learner's code printed is under its id,
+        and what this manager said of the project under ``manager``.
 
+        Args:
+            request: only log lines that were written for the request of this id.
         Raises:
             NotFoundError: the project has no such service.
         """
@@ -447,6 +460,10 @@ class Manager:
         folder = ProjectPaths.of(self.settings, project).logs
         for path in sorted(folder.glob("*.log")):
             found[path.stem] = _tail_of(path)
+        own = self.settings.logs_dir / "manager.log"
+        if own.exists():  # not where somebody else keeps it, such as systemd
+            lines = _tail_of(own, _OWN_TAIL_BYTES).splitlines()
+            found[_OWN_LOG] = "\n".join(line for line in lines if belongs(line, project=project))
         if service is not None:
             wanted = [name for name in found if service in (name, name.removeprefix(f"{project}-"))]
             if not wanted:
@@ -455,6 +472,11 @@ class Manager:
                     + (", ".join(found) or "none yet")
                 )
             found = {name: found[name] for name in wanted}
+        if request is not None:
+            found = {
+                name: "\n".join(line for line in text.splitlines() if belongs(line, request=request))
+                for name, text in found.items()
+            }
         return {name: "\n".join(text.splitlines()[-tail_lines:]) for name, text in found.items()}
 
     # reports of services
@@ -699,6 +721,10 @@ class Manager:
     def _check_wanted(self, node: JoinedNode, project: ProjectId) -> None:
         if self.joined.assignment(node, project) is None:
             raise NotFoundError(f"node {node.name} is not wanted for project {project}")
+
+    def top(self, sees: Callable[[str, str | None], bool], *, own: bool) -> dict[str, Any]:
+        """What nodes and services use now; see `Top.view`."""
+        return self._top.view(sees, own=own)
 
     def readiness(self) -> dict[str, str | None]:
         """Why something that the manager needs is away, by its name; None: it is there."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 
 from flops.core.ids import ServiceName
 from flops.manager.joined import JoinedNodes
-from flops.orchestration import Node, Orchestrator, ServiceSpec, Subscription
+from flops.orchestration import Node, Orchestrator, ServiceSpec, ServiceUsage, Subscription
 from flops.orchestration.port import Statuses, Watcher
 
 
@@ -70,6 +70,9 @@ class Placing:
     def nodes(self) -> Sequence[Node]:
         """The base's: what joined ones are is more than an orchestrator knows (`JoinedNodes.store`)."""
         return self._base.nodes()
+
+    def usage(self) -> Sequence[ServiceUsage]:
+        return [*self._base.usage(), *self._joined.usage()]
 
     def close(self) -> None:
         self._joined.close()

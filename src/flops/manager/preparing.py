@@ -6,6 +6,7 @@ thread, each other one in a thread and a step process of its own.
 
 import threading
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -109,8 +110,8 @@ class Preparing:
 
     def _branch(self, step: str, results: Mapping[str, dict[str, Any]]) -> None:
         thread = threading.Thread(
-            target=self._run_branch,
-            args=(step, results, self._branches_cancellation),
+            target=copy_context().run,  # it is done for the same request
+            args=(self._run_branch, step, results, self._branches_cancellation),
             name=f"{self._project}-{step}",
         )
         with self._lock:

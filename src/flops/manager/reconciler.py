@@ -20,6 +20,7 @@ from flops.manager.states import Observation, State
 from flops.manager.store import Superseded
 from flops.orchestration import ServiceStatus, Subscription
 from flops.persistence import DatabaseAwayError
+from flops.telemetry import about
 
 log = logging.getLogger(__name__)
 
@@ -157,7 +158,8 @@ class _Task:
             while not self._closed and not self._lifecycle.settled:
                 with self._changed:
                     self._due = None
-                pause = self._advance()
+                with about(project=self._project):
+                    pause = self._advance()
                 if pause and not self._lifecycle.settled:
                     self._sleep(pause)
         finally:
@@ -221,8 +223,9 @@ class _Task:
         return now - self._away_since < AWAY_S
 
     def _fail(self, reason: str) -> float:
-        log.warning("project %s: %s", self._project, reason)
-        state = self._all.store.observe(self._project, Observation(failed=True), reason)
+        with about(request=self._lifecycle.request):
+            log.warning("project %s: %s", self._project, reason)
+            state = self._all.store.observe(self._project, Observation(failed=True), reason)
         # Stopping and cleaning up cannot fail, only take another attempt.
         again = state in self._failed_before
         self._failed_before.add(state)

@@ -31,6 +31,8 @@ class Project:
     cleaned: bool
     owner: str
     team: str | None
+    request: str | None = None
+    """Id of the request that set it in motion last."""
 
     @property
     def terminal(self) -> bool:

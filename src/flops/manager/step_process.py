@@ -7,6 +7,7 @@ same to itself.
 """
 
 import json
+import logging
 import mmap
 import os
 import signal
@@ -30,6 +31,9 @@ from flops.manager.process_tree import kill_tree
 if TYPE_CHECKING:
     from flops.persistence.lease import Lease
 from flops.orchestration import step_aside
+from flops.telemetry import about, current, log_lines, said
+
+log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 
@@ -106,7 +110,9 @@ class StepProcess:
                 self._lease.check()
             process = self._start()
             with cancellation.calling(self._kill):
-                answer = self._ask(process, {"step": step, "request": dict(request)}, progress)
+                answer = self._ask(
+                    process, {"step": step, "request": dict(request), "about": _facts()}, progress
+                )
             if answer is not None:
                 return answer
             self.close()
@@ -188,6 +194,11 @@ def _end(process: "subprocess.Popen[str]") -> None:
     process.wait()
 
 
+def _facts() -> dict[str, str | int]:
+    """What the manager knows of this moment, but for what the step process is itself."""
+    return {name: value for name, value in current().items() if name != "service"}
+
+
 def _exit_in_words(code: int | None) -> str:
     if code is not None and code < 0:
         return f"killed by {signal.Signals(-code).name}"
@@ -198,7 +209,7 @@ def _last_lines(log: Path) -> str:
     with suppress(OSError), log.open(errors="replace") as lines:
         last = [line.strip() for line in deque(lines, _LAST_LINES) if line.strip()]
         if last:
-            return ": " + last[-1][:300]
+            return ": " + said(last[-1])[:300]
     return ""
 
 
@@ -209,6 +220,7 @@ def main() -> None:
     """Read requests from standard input and answer them, until it ends."""
     from flops.manager.steps import run_step
 
+    log_lines("step")
     for fd in sys.argv[1:]:
         os.set_inheritable(int(fd), False)  # the user's code has no business with it
         threading.Thread(target=_end_with_lease, args=(int(fd),), daemon=True).start()
@@ -226,19 +238,24 @@ def main() -> None:
 
     while True:
         question = json.loads(requests.get())
+        step = question["step"]
+
+        def progress(message: str, step: str = step) -> None:
+            log.info("%s: %s", step, message)
+            answer({"progress": message})
+
         try:
-            result = run_step(
-                question["step"],
-                question["request"],
-                lambda message: answer({"progress": message}),
-            )
+            with about(**question.get("about", {})):
+                log.info("%s begins", step)
+                result = run_step(step, question["request"], progress)
+                log.info("%s has ended", step)
         except FlopsError as error:
             full = isinstance(error, DiskFullError)
             answer({"error": {"code": error.code, "message": str(error), "disk_full": full}})
         except OSError as error:
             if not is_full(error):
                 raise
-            told = disk_full(Path(question["request"]["home"]), f"step '{question['step']}'")
+            told = disk_full(Path(question["request"]["home"]), f"step '{step}'")
             answer({"error": {"code": told.code, "message": str(told), "disk_full": True}})
         else:
             answer({"result": result})

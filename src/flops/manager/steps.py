@@ -5,6 +5,7 @@ Each step takes and gives plain JSON, may be repeated after a crash at any point
 own (`flops.manager.step_process`); so the rooms' imports are heavy here and nowhere else in the manager.
 """
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from flops.data import Fragment
     from flops.images import Lock
     from flops.repo import Contract, InitialModel
+
+log = logging.getLogger(__name__)
 
 CHECK_TIMEOUT_S = 300.0
 EXPORT_TIMEOUT_S = 300.0
@@ -103,9 +106,7 @@ def _run(step: str, request: Mapping[str, Any], progress: Progress) -> dict[str,
     except Exception as error:
         if is_full(error):
             raise
-        import traceback
-
-        traceback.print_exc()
+        log.exception("step '%s' failed", step)
         raise FailedError(f"step '{step}' failed: {type(error).__name__}: {error}") from error
 
 

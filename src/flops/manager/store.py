@@ -35,6 +35,7 @@ from flops.manager.states import (
 )
 from flops.manager.usage import uses_of_data
 from flops.persistence import DatabaseAwayError, one_view, reading, writing
+from flops.telemetry import current_request
 
 _TOLD_OF_STEPS = ("initial",)
 """What of a step's result stands in its event."""
@@ -101,6 +102,7 @@ class Store:
                     cleaned=False,
                     owner=owner,
                     team=team,
+                    request=current_request() or None,
                 )
             )
             self._add_event(
@@ -121,6 +123,12 @@ class Store:
     def projects(self) -> list[Project]:
         """All projects, the newest first."""
         query = sa.select(tables.projects).order_by(tables.projects.c.created.desc(), tables.projects.c.id)
+        with reading(self._engine) as connection:
+            return [_to_project(row) for row in connection.execute(query)]
+
+    def projects_of(self, ids: Iterable[str]) -> list[Project]:
+        """Those of these projects that are there."""
+        query = sa.select(tables.projects).where(tables.projects.c.id.in_(list(ids)))
         with reading(self._engine) as connection:
             return [_to_project(row) for row in connection.execute(query)]
 
@@ -155,7 +163,8 @@ class Store:
             following = next_state(state, seen)
             if following is state:
                 return state
-            self._move(connection, project, following, reason)
+            moved_by = {"request": current_request() or None} if seen.resume_requested else {}
+            self._move(connection, project, following, reason, **moved_by)
             if state is State.PAUSED and following is State.SUBMITTED:
                 self._start_anew(connection, project)
         self.on_change(project)
@@ -233,6 +242,7 @@ class Store:
                 raise ConflictError(f"project {project} is {row.state} - try again when it is finished")
             following = next_state(row.state, Observation(extended=True))
             values: dict[str, Any] = {"rounds_total": row.rounds_total + rounds, "training": None}
+            values["request"] = current_request() or None
             mode = (row.spec.get("training") or {}).get("mode")
             unit = "cycle" if mode == "hierarchical" else "round"
             reason = f"extended by {rounds} {unit}{'s' if rounds > 1 else ''}"
@@ -267,7 +277,15 @@ class Store:
                 )
             )
             training = None if failed else row.training
-            self._move(connection, project, following, reason, cleaned=False, training=training)
+            self._move(
+                connection,
+                project,
+                following,
+                reason,
+                cleaned=False,
+                training=training,
+                request=current_request() or None,
+            )
         self.on_change(project)
         return following
 
@@ -449,10 +467,14 @@ class Store:
                 for row in connection.execute(query)
             ]
 
-    def rounds(self, project: ProjectId) -> list[dict[str, Any]]:
-        """Data of the finished rounds, in order."""
+    def rounds(self, project: ProjectId, after: int = 0) -> list[dict[str, Any]]:
+        """Data of the finished rounds behind a number, in order."""
         table = tables.rounds
-        query = sa.select(table.c.data).where(table.c.project == project).order_by(table.c.number)
+        query = (
+            sa.select(table.c.data)
+            .where(table.c.project == project, table.c.number > after)
+            .order_by(table.c.number)
+        )
         with reading(self._engine) as connection:
             return [dict(row.data) for row in connection.execute(query)]
 
@@ -683,6 +705,8 @@ class Store:
     ) -> None:
         table = tables.projects
         now = self._clock.now()
+        if kind is EventKind.PROJECT_STATE and (request := current_request()):
+            data = {**data, "request": request}
         # The write lock is held, so reading and raising the number is one thing.
         seq = connection.execute(sa.select(table.c.last_seq).where(table.c.id == project)).scalar()
         if seq is None:  # a late registration of a removed project's model

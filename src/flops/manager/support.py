@@ -18,6 +18,7 @@ from flops.core.ids import ServiceName
 from flops.core.settings import Settings
 from flops.manager.paths import data_token_file, read_or_make_token
 from flops.orchestration import Orchestrator, ServiceSpec, deploy_in_place
+from flops.telemetry import said
 from flops.tracking import (
     AUDIENCES_HEADER,
     EVERYTHING,
@@ -94,7 +95,7 @@ class Support:
                 lines = self._orchestrator.logs(_DATA, 4096).strip().splitlines()
                 raise UnavailableError(
                     f"the data server is not ready after {_READY_TIMEOUT_S:g} s"
-                    f"{': ' + lines[-1] if lines else ''} - see {self._settings.logs_dir}"
+                    f"{': ' + said(lines[-1]) if lines else ''} - see {self._settings.logs_dir}"
                 )
             time.sleep(_LOOK_AGAIN_S)
 

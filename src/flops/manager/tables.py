@@ -58,6 +58,8 @@ projects = Table(
     # A user's name, and the team that shares it, if one does.
     Column("owner", String(60), nullable=False, server_default="admin"),
     Column("team", String(60)),
+    # Id of the request that set it in motion last.
+    Column("request", String(64)),
 )
 
 steps = Table(

@@ -12,7 +12,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from flops.node.home import NodeHome
 from flops.node.link import Link
 from flops.node.program import Program
 from flops.orchestration import ProcessOrchestrator
+from flops.telemetry import log_lines
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in _SECRETS:  # nothing for those whom we start
         os.environ.pop(name, None)
     os.umask(0o077)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    log_lines("node")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         membership = home.required_membership()

@@ -14,6 +14,7 @@ Promises of every adapter:
 - State changes reach watchers in order, from a thread of the adapter; no watcher is called under a lock.
 """
 
+from flops.orchestration.consumption import consumed
 from flops.orchestration.fake import FakeOrchestrator
 from flops.orchestration.linux import step_aside
 from flops.orchestration.permitted import PermittedOrchestrator
@@ -27,6 +28,7 @@ from flops.orchestration.port import (
     ServiceSpec,
     ServiceState,
     ServiceStatus,
+    ServiceUsage,
     Subscription,
     Volume,
 )
@@ -46,8 +48,10 @@ __all__ = [
     "ServiceSpec",
     "ServiceState",
     "ServiceStatus",
+    "ServiceUsage",
     "Subscription",
     "Volume",
+    "consumed",
     "deploy_in_place",
     "step_aside",
 ]

@@ -35,6 +35,7 @@ from flops.core.errors import (
 )
 from flops.core.ids import ServiceName
 from flops.orchestration import logfile
+from flops.orchestration.container_stats import consumed
 from flops.orchestration.containers import (
     Engine,
     Names,
@@ -52,6 +53,7 @@ from flops.orchestration.port import (
     Node,
     ServiceSpec,
     ServiceStatus,
+    ServiceUsage,
     Statuses,
     Subscription,
     Watcher,
@@ -136,7 +138,8 @@ class DockerOrchestrator:
         self._news: deque[ServiceStatus] = deque()
 
         self._engine = Engine(url)
-        self._containers = ServiceContainers(self._engine, Names(home))
+        self._names = Names(home)
+        self._containers = ServiceContainers(self._engine, self._names)
         try:
             self._machine = self._containers.machine()
             self._host = advertise or self._containers.bridge_address()
@@ -147,7 +150,7 @@ class DockerOrchestrator:
             raise
         self._events = EngineEvents(
             self._engine,
-            {"type": "container", "event": ["die", "destroy"], **Names(home).mine()},
+            {"type": "container", "event": ["die", "destroy"], **self._names.mine()},
             lambda event: str(event.get("id", "")),
             self._step,
             name="flops-docker",
@@ -284,6 +287,9 @@ class DockerOrchestrator:
                 address=self._host,
             )
         ]
+
+    def usage(self) -> Sequence[ServiceUsage]:
+        return consumed(self._engine, self._names)
 
     def close(self) -> None:
         self._events.close()

@@ -22,6 +22,7 @@ from flops.orchestration.port import (
     ServiceSpec,
     ServiceState,
     ServiceStatus,
+    ServiceUsage,
     Statuses,
     Subscription,
     Watcher,
@@ -31,6 +32,7 @@ from flops.orchestration.port import (
 from flops.orchestration.watchers import Watchers
 
 _NODE = Node("fake-node", "linux/amd64", cpus=4, memory_mb=8000)
+_IDLE = ServiceUsage(ServiceName(""), cpu_s=0.0, memory_bytes=1_000_000, threads=1)
 
 
 @dataclass
@@ -64,6 +66,7 @@ class FakeOrchestrator:
         self._watchers = Watchers()
         self._news: deque[ServiceStatus] = deque()
         self._refused: dict[str, str] = {}
+        self._used: dict[str, ServiceUsage] = {}
         self._pids = itertools.count(1_000_000_000)  # beyond real pids: none is signalled by mistake
 
     # levers
@@ -88,6 +91,11 @@ class FakeOrchestrator:
         """The service prints something."""
         with self._lock:
             self._get(name).log += text
+
+    def use(self, name: ServiceName, usage: ServiceUsage) -> None:
+        """From now on the service uses this."""
+        with self._lock:
+            self._used[name] = usage
 
     def refuse(self, program: str, reason: str = "there is no such program") -> None:
         """From now on deployments whose command starts with ``program`` fail."""
@@ -174,6 +182,11 @@ class FakeOrchestrator:
 
     def nodes(self) -> Sequence[Node]:
         return self._nodes
+
+    def usage(self) -> Sequence[ServiceUsage]:
+        with self._lock:
+            running = sorted(n for n, s in self._services.items() if s.status.state == "running")
+            return [replace(self._used.get(name, _IDLE), name=name) for name in running]
 
     def close(self) -> None:
         """Nothing is held that must be let go."""

@@ -9,6 +9,7 @@ from flops.orchestration.port import (
     Node,
     Orchestrator,
     ServiceSpec,
+    ServiceUsage,
     Statuses,
     Subscription,
     Watcher,
@@ -76,6 +77,9 @@ class PermittedOrchestrator:
 
     def nodes(self) -> Sequence[Node]:
         return self._inner.nodes()
+
+    def usage(self) -> Sequence[ServiceUsage]:
+        return self._inner.usage()
 
     def close(self) -> None:
         self._inner.close()

@@ -204,6 +204,23 @@ class Node:
     ready: bool = True
 
 
+@dataclass(frozen=True)
+class ServiceUsage:
+    """What a running service uses. None: nobody counts it here.
+
+    Args:
+        cpu_s: processor time since its start; memory_bytes: now, without what is only kept of files; threads:
+            now; received_bytes, sent_bytes: over its network, since its start.
+    """
+
+    name: ServiceName
+    cpu_s: float | None = None
+    memory_bytes: int | None = None
+    threads: int | None = None
+    received_bytes: int | None = None
+    sent_bytes: int | None = None
+
+
 Watcher = Callable[[ServiceStatus], None]
 Statuses = list[ServiceStatus]  # inside the classes the word list means their method
 
@@ -314,6 +331,15 @@ class Orchestrator(Protocol):
 
     def nodes(self) -> Sequence[Node]:
         """The machines services are placed on."""
+        ...
+
+    def usage(self) -> Sequence[ServiceUsage]:
+        """One look at what running services use, by name; those on machines that cannot be looked at from
+        here are left out.
+
+        Raises:
+            UnavailableError: the orchestrator is away.
+        """
         ...
 
     def close(self) -> None:

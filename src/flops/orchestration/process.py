@@ -36,7 +36,7 @@ from flops.core.errors import (
     UnavailableError,
 )
 from flops.core.ids import ServiceName
-from flops.orchestration import linux, logfile
+from flops.orchestration import consumption, linux, logfile
 from flops.orchestration.ending import SETTLED_S, judge, restarted_after
 from flops.orchestration.exits import ExitWatch
 from flops.orchestration.port import (
@@ -44,6 +44,7 @@ from flops.orchestration.port import (
     Node,
     ServiceSpec,
     ServiceStatus,
+    ServiceUsage,
     Statuses,
     Subscription,
     Watcher,
@@ -229,6 +230,15 @@ class ProcessOrchestrator:
                 labels=self._labels,
             )
         ]
+
+    def usage(self) -> Sequence[ServiceUsage]:
+        with self._changed:
+            running = {
+                name: service.record.process.pid
+                for name, service in self._services.items()
+                if service.pidfd is not None and service.record.process is not None
+            }
+        return consumption.consumed(running) if running else []
 
     def close(self) -> None:
         self._exits.close()

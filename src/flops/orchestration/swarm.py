@@ -36,6 +36,7 @@ from flops.core.errors import (
 )
 from flops.core.ids import ServiceName
 from flops.orchestration import swarm_objects as objects
+from flops.orchestration.container_stats import consumed
 from flops.orchestration.containers import (
     Engine,
     Names,
@@ -50,6 +51,7 @@ from flops.orchestration.port import (
     Node,
     ServiceSpec,
     ServiceStatus,
+    ServiceUsage,
     Statuses,
     Subscription,
     Watcher,
@@ -263,6 +265,9 @@ class SwarmOrchestrator:
         with self._changed:
             self._see_nodes(values)
             return sorted(self._nodes.values(), key=lambda node: node.name)
+
+    def usage(self) -> Sequence[ServiceUsage]:
+        return consumed(self._engine, self._names)
 
     def close(self) -> None:
         with self._changed:

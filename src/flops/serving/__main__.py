@@ -16,6 +16,7 @@ from flops.core.errors import FlopsError
 from flops.serving.config import ServingConfig
 from flops.serving.errors import ModelFailedError
 from flops.serving.server import serve
+from flops.telemetry import log_lines
 
 log = logging.getLogger(__name__)
 
@@ -24,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="flops.serving")
     parser.add_argument("--config", type=Path, required=True)
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    log_lines("model")
     try:
         uvloop.run(serve(ServingConfig.read(options.config)))
     except ModelFailedError as error:

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import random
 import re
@@ -25,6 +26,7 @@ from typing import Literal
 from flops.core.clock import Clock, SystemClock
 from flops.core.errors import ConflictError, FailedError, FlopsError
 from flops.core.ids import ProjectId
+from flops.telemetry import about, log_lines
 from flops.tracking.commands import is_server, shown, without_secrets
 from flops.tracking.model_folder import RecordRefusedError
 from flops.tracking.results import (
@@ -38,6 +40,8 @@ from flops.tracking.results import (
 from flops.tracking.shipping import RunVanishedError, Shipper, joinable
 from flops.tracking.spool import Entry, Spool
 from flops.tracking.store import open_store
+
+log = logging.getLogger(__name__)
 
 _GATHER_S = 0.2
 _LOOK_AGAIN_S = 60.0  # a nudge is never missed; this covers file systems that break that promise
@@ -105,7 +109,8 @@ class Recorder:
         self._lines = {project: self._line(project) for project in projects}
         for project, line in self._lines.items():
             if line.not_before <= self._clock.monotonic():
-                self._ship_project(project, line, shipper)
+                with about(project=project):
+                    self._ship_project(project, line, shipper)
         waiting = [line for line in self._lines.values() if line.failures]
         if not waiting:
             self._say("ready", f"all records are in MLflow at {self._destination}")
@@ -118,7 +123,7 @@ class Recorder:
         try:
             result = self._spool.result(project)
         except FailedError as error:
-            _log(str(error))
+            log.warning("%s", error)
             result = None
         return _Line(result or Result(project=project))
 
@@ -130,7 +135,7 @@ class Recorder:
             for entries in _calls(self._spool.read(project, line.result.offset)):
                 self._ship_call(entries, line, shipper)
         except RunVanishedError:
-            _log(f"the run of project {project} is gone from MLflow - its records are shipped anew")
+            log.warning("the run of project %s is gone from MLflow - its records are shipped anew", project)
             line.result = Result(project=project)
             self._failed(line)
         except Exception as error:  # noqa: BLE001 - back off for ever: nothing is lost, and the status says so
@@ -157,7 +162,7 @@ class Recorder:
         line.failures = 0
         if replace(before, offset=after.offset) != after:
             if after.refused_count > before.refused_count:
-                _log(f"a record of project {after.project} is refused: {after.refused[-1].reason}")
+                log.warning("a record of project %s is refused: %s", after.project, after.refused[-1].reason)
             self._spool.announce_result()
 
     def _failed(self, line: _Line) -> None:
@@ -189,7 +194,7 @@ class Recorder:
                 RecorderStatus(state=state, message=message, since=self._clock.now(), pid=os.getpid()),
             )
             self._message = message
-        _log(message)
+        log.info("%s", message)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -207,6 +212,8 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.tracking_uri:
         parser.error("--tracking-uri is missing")
 
+    log_lines("recorder")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     os.umask(0o077)
     os.nice(5)
     # Nothing has to be put in order: what is not shipped now is shipped by the next recorder.
@@ -221,7 +228,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     def ready() -> None:
         seconds = round(time.monotonic() - started, 2)
-        _log(f"ready after {seconds} s")
+        log.info("ready after %s s", seconds)
         if options.ready_file is not None:
             options.ready_file.write_text(json.dumps({"pid": os.getpid(), "seconds": seconds}))
 
@@ -229,7 +236,7 @@ def main(arguments: list[str] | None = None) -> int:
         with only_recorder(spool):
             Recorder(spool, connect, destination=shown(uri), max_wait_s=options.max_wait_s).run(ready)
     except FlopsError as error:
-        _log(str(error))
+        log.error("%s", error)
         return 1
     return 0
 
@@ -277,10 +284,6 @@ def _refused(result: Result, entry: Entry) -> Result:
     refusal = Refusal(offset=entry.offset, reason=entry.problem)
     kept = result.refused if result.refused_count >= KEPT_REFUSALS else (*result.refused, refusal)
     return replace(result, refused=kept, refused_count=result.refused_count + 1)
-
-
-def _log(message: str) -> None:
-    print(f"{time.strftime('%Y-%m-%d %H:%M:%S')} recorder: {message}", file=sys.stderr, flush=True)  # noqa: T201 - its log
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 
+from flops.telemetry import readable
 from flops.web import topology, words
 from flops.web.call import RefusedError
 from flops.web.curves import Series, chart
@@ -200,6 +201,7 @@ class View:
     @property
     def log(self) -> str:
         text = self.logs.get(self.service, "")[-_MOST_LOG_CHARACTERS:]
+        text = "\n".join(map(readable, text.splitlines()))
         return words.clean(text, _MOST_LOG_CHARACTERS)
 
 
