@@ -1,16 +1,21 @@
 """Who may use a FLOPS_HOME beside whom."""
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from flops.core.errors import ConflictError
 from flops.core.settings import Settings
 from flops.manager.home import claim_home
 from flops.manager.paths import ProjectPaths
+from flops.persistence import lease_of, open_database, writing
 from tests.manager.conftest import PROJECT
+from tests.postgres import PostgresServer
 
 ONE = "postgresql://flops@127.0.0.1:1/one"
 OTHER = "postgresql://flops@127.0.0.1:1/other"
@@ -53,3 +58,24 @@ def test_nobody_stands_by_for_a_manager_on_sqlite(tmp_path: Path) -> None:
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.startswith("a manager on SQLite has nobody to stand by for it - name a PostgreSQL")
     assert not (tmp_path / "home").exists()
+
+
+def test_nobody_stands_by_for_services_of_another_machine(tmp_path: Path, postgres: PostgresServer) -> None:
+    url = postgres.database()
+    engine = open_database(url, alone=True)
+    lease = lease_of(engine)
+    assert lease is not None
+    try:
+        with lease._turn, writing(engine) as connection:  # no renewal meanwhile
+            elsewhere = {"pid": 1, "started": "1", "host": "elsewhere", "boot": "another", "space": "pid:[1]"}
+            change = "UPDATE manager_lease SET process = :process, place = 'pid 1 on elsewhere'"
+            connection.execute(sa.text(change), {"process": json.dumps(elsewhere)})
+        command = [sys.executable, "-m", "flops.manager", "--home", str(tmp_path / "home"), "--standby"]
+        environment = {**os.environ, "FLOPS_DATABASE": url}
+        ended = subprocess.run(
+            command, env=environment, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert ended.returncode == 1
+        assert "pid 1 on elsewhere runs its services as processes of its machine" in ended.stderr
+    finally:
+        engine.dispose()

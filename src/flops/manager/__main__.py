@@ -22,7 +22,7 @@ from flops.core.settings import Settings
 from flops.manager.databases import open_own_database
 from flops.manager.home import Home, claim_home
 from flops.manager.manager import Manager
-from flops.manager.orchestrators import open_orchestrator, open_programs, recall
+from flops.manager.orchestrators import PROCESS, open_orchestrator, open_programs, recall
 from flops.persistence import lease_of
 from flops.telemetry import log_lines
 from flops.web import Web
@@ -68,6 +68,11 @@ def _stand_by(settings: Settings, home: Home, api: socket.socket) -> sa.Engine |
     standby = Standby(api)
 
     def told(holder: Holder) -> None:
+        if settings.orchestrator == PROCESS and not holder.is_here:
+            raise ConflictError(
+                f"{holder} runs its services as processes of its machine, which nobody adopts from here - let "
+                "one stand by there, or run services with FLOPS_ORCHESTRATOR=docker or swarm"
+            )
         log.info("standing by for %s", holder)
         standby.tell(holder.address, str(holder))
 

@@ -27,7 +27,7 @@ from psycopg.rows import dict_row
 from flops.core.errors import ConflictError, FlopsError
 from flops.core.term import boot_time, lease_end, set_lease_end
 from flops.persistence.errors import DatabaseAwayError, LeaseLostError
-from flops.persistence.living import end, is_gone, own_process
+from flops.persistence.living import end, is_gone, is_here, own_process
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +87,11 @@ class Holder:
     process: Mapping[str, Any]
     expires: str
     holds: bool
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it ran on this machine, among the processes that are seen from here."""
+        return is_here(self.process)
 
     def __str__(self) -> str:
         return f"{self.address} ({self.place})" if self.address else self.place
@@ -306,6 +311,9 @@ class Lease:
 
     def _lose(self) -> None:
         self._set_until(0.0)
+        if self._ended.is_set():
+            self._lost = self._lost or "this manager has given its lease back - it acts no more"
+            return
         who = "another manager"
         with suppress(FlopsError, psycopg.Error), self._asking() as session:
             seen = self._look(session)
@@ -313,7 +321,7 @@ class Lease:
         with self._turn:
             first = self._lost is None
             self._lost = self._lost or f"{who} has taken over - this one acts no more"
-        if first and not self._ended.is_set():
+        if first:
             log.error("%s", self._lost)
             self.on_lost(self._lost)
 

@@ -21,12 +21,12 @@ def own_process() -> dict[str, Any]:
 
 def is_gone(process: Mapping[str, Any]) -> bool:
     """Whether the process has certainly ended: it ran where we look, and is not there. False: who knows."""
-    return _is_here(process) and _started(process["pid"]) != str(process["started"])
+    return is_here(process) and _started(process["pid"]) != str(process["started"])
 
 
 def end(process: Mapping[str, Any]) -> None:
     """Kill the process where it is surely the one that is meant, and wait until it is gone."""
-    if is_gone(process) or process.get("pid") == os.getpid() or not _is_here(process):
+    if is_gone(process) or process.get("pid") == os.getpid() or not is_here(process):
         return
     with suppress(ProcessLookupError):
         pidfd = os.pidfd_open(process["pid"])
@@ -40,7 +40,8 @@ def end(process: Mapping[str, Any]) -> None:
             os.close(pidfd)
 
 
-def _is_here(process: Mapping[str, Any]) -> bool:
+def is_here(process: Mapping[str, Any]) -> bool:
+    """Whether it ran where we look: on this boot of this machine, among the processes that we see."""
     known = isinstance(process.get("pid"), int) and bool(process.get("started"))
     return known and all(process.get(key) == value for key, value in _surroundings().items())
 
