@@ -70,8 +70,8 @@ def _stand_by(settings: Settings, home: Home, api: socket.socket) -> sa.Engine |
     def told(holder: Holder) -> None:
         if settings.orchestrator == PROCESS and not holder.is_here:
             raise ConflictError(
-                f"{holder} runs its services as processes of its machine, which nobody adopts from here - let "
-                "one stand by there, or run services with FLOPS_ORCHESTRATOR=docker or swarm"
+                f"{holder} runs its services as processes of its machine, which nobody adopts from here - "
+                "let one stand by there, or run services with FLOPS_ORCHESTRATOR=docker or swarm"
             )
         log.info("standing by for %s", holder)
         standby.tell(holder.address, str(holder))
