@@ -12,11 +12,11 @@ import pytest
 from tests.e2e.conftest import User
 from tests.wards import Ward, can_make_namespaces, wards
 
-pytestmark = [pytest.mark.network, pytest.mark.slow]
+pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.timeout(900)]
 
 Repository = Any
 _SITES = ("north", "south", "west")
-_TIMEOUT_S = 120.0
+_TIMEOUT_S = 180.0
 
 
 class Owner(User):
@@ -127,6 +127,33 @@ def _end_of(consortium: Consortium, project: str) -> dict[str, Any]:
     return ended
 
 
+def test_learners_on_joined_nodes_arrive_at_the_bits_of_learners_beside_the_manager(
+    consortium: Consortium, user: User, repository: Repository
+) -> None:
+    # As `load_dataset` does it, without the package that makes a dataset of it.
+    folder = repository(
+        header="import os\nfrom flops_worker.door import entrance\n",
+        data="assert sum(os.fstat(file).st_size for file in entrance.request()) > 100",
+    )
+    options = ("--rounds", "3", "--min-learners", "3", "--seed", "3")
+    local = user.project(str(folder), "--tag", "e2e", *options)
+    assert local["state"] == "finished", local["reason"]
+    spread = consortium.manager.project(str(folder), "--tag", "e2e", *options)
+    assert spread["state"] == "finished", spread["reason"]
+    assert _model(consortium.manager, spread["id"]) == _model(user, local["id"])
+
+    for owner, site in zip(consortium.owners, _SITES, strict=False):
+        _wait_until(lambda owner=owner: owner.status()["learners"] == [], owner.status)  # type: ignore[misc]
+        (entry,) = owner.log(spread["id"])
+        assert (entry["state"], entry["site"], entry["owner"]) == ("ended", site, "admin")
+        assert (entry["rounds"], entry["commit"]) == (3, spread["commit"])
+        assert entry["bytes_out"] > 3 * (4 * 3 * 4 + 3 * 8)
+        assert not (owner.home / "node" / "projects" / spread["id"]).exists()
+    # Of the data only counts have left.
+    sites = {one["site"] for one in consortium.manager.flops("data", "ls", "--json").document}
+    assert sites == {_SITES[2]}
+
+
 def test_nobody_can_connect_to_a_joined_machine(require: Any, consortium: Consortium) -> None:
     require(can_make_namespaces(), "the right to make network namespaces")
     assert not consortium.owners[0].ward.takes_connections(8080)
@@ -152,6 +179,66 @@ def test_joining_twice_or_with_the_wrong_words_is_refused_by_name(
         assert refused.code == 1
         assert "this machine has joined no manager - join one with 'flops node join'" in refused.stderr
     assert stranger.processes() == []
+
+
+def test_a_cut_link_and_a_killed_node_cost_no_project(consortium: Consortium, repository: Repository) -> None:
+    folder = repository(header="import time\n", fit="time.sleep(0.5)")
+    project = _submit(consortium, folder, "--rounds", "20", "--min-learners", "3")
+    _wait_for_round(consortium, project, 2)
+    cut, killed = consortium.owners
+    pid = killed.status()["pid"]
+    psutil.Process(pid).kill()
+    if cut.ward.namespace is not None:
+        cut.ward.plug(connected=False)
+        time.sleep(5.0)  # the cut itself, not something that is waited for
+        cut.ward.plug(connected=True)
+    started = killed.flops("node", "start", "--json")
+    assert started.code == 0, started.stderr
+    (learner,) = killed.status()["learners"]
+    assert (learner["project"], learner["state"]) == (project, "running")
+    ended = _end_of(consortium, project)
+    assert ended["state"] == "finished", ended["reason"]
+    rounds = [data["round"] for data in consortium.manager.events(project, "round.finished")]
+    assert rounds == list(range(1, 21))
+    assert [entry["rounds"] for entry in killed.log(project)] == [20]
+
+
+def test_what_an_owner_does_not_allow_does_not_run(consortium: Consortium, repository: Repository) -> None:
+    folder = repository()
+    owner = consortium.owners[0]
+    allowed = owner.flops("node", "allow", "--owner", "somebody-else", "--json")
+    assert allowed.code == 0, allowed.stderr
+    try:
+        _wait_until(lambda: consortium.node(owner)["policy"]["owners"] == ["somebody-else"])
+        ended = consortium.manager.project(
+            str(folder), "--tag", "e2e", "--rounds", "2", "--min-learners", "3", "--learners", "3"
+        )
+        assert ended["state"] == "failed"
+        assert owner.log(ended["id"]) == [] or owner.log(ended["id"])[0]["state"] == "refused"
+    finally:
+        owner.flops("node", "allow", "--everything")
+        _wait_until(lambda: consortium.node(owner)["policy"]["owners"] == [])
+
+
+def test_a_node_that_leaves_while_it_trains_leaves_nothing_running_and_the_project_goes_on(
+    consortium: Consortium, repository: Repository
+) -> None:
+    folder = repository(header="import time\n", fit="time.sleep(0.3)")
+    project = _submit(consortium, folder, "--rounds", "12", "--min-learners", "2")
+    _wait_for_round(consortium, project, 2)
+    leaver = consortium.owners[0]
+    left = leaver.flops("node", "leave", "--json")
+    assert left.code == 0, left.stderr
+    assert left.document["told"]
+    assert leaver.processes() == []
+    ended = _end_of(consortium, project)
+    assert ended["state"] == "finished", ended["reason"]
+    assert consortium.manager.events(project, "round.finished")[-1]["participants"] == 2
+    gone = consortium.manager.flops("node", "ls", "--json").document
+    assert f"ward-{leaver.ward.number}" not in [node["name"] for node in gone]
+    # The data are still there, and it may join again.
+    consortium.join(leaver)
+    assert [one["site"] for one in leaver.flops("node", "data", "--json").document] == [_SITES[0]]
 
 
 def test_an_ejected_node_ends_everything_and_says_so(consortium: Consortium) -> None:
