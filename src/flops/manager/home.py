@@ -289,7 +289,7 @@ def _lock(fd: int, mode: int, settings: Settings) -> None:
         fcntl.flock(fd, mode | fcntl.LOCK_NB)
     except BlockingIOError as error:
         pid = os.pread(fd, 32, 0).decode().strip()
-        who = f"another manager (pid {pid})" if pid else "another manager, of another database,"
+        who = f"another manager (pid {pid})" if pid else "another manager"
         raise ConflictError(
             f"{who} already uses {settings.home} - stop it with 'flops down', or choose another FLOPS_HOME"
         ) from error
