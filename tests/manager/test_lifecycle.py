@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from flops.manager.lifecycle import Lifecycle, Surroundings
 from flops.manager.paths import ProjectPaths, data_token_file, read_or_make_token
 from flops.manager.ports import Ports
 from flops.manager.reports import Report
+from flops.manager.rows import Service
 from flops.manager.states import Observation, State
 from flops.manager.store import Store, Superseded
 from flops.manager.tracker import Tracker
@@ -568,3 +570,51 @@ def test_another_attempt_trains_on_with_all_its_services(
     world.store.accept_reports(PROJECT, "aggregator", reports)
     world.play()
     assert (world.state(), world.store.project(PROJECT).best_round) == (State.FINISHED, 2)
+
+
+class AgeingGround(ProgramGround):
+    """Whose services have certificates that get old."""
+
+    def __init__(self, settings: Settings, store: Store) -> None:
+        super().__init__(settings, Ports(settings.home / "ports.json"), store)
+        self.old: set[str] = set()
+        self.issued: Counter[str] = Counter()
+
+    def needs_certificate(self, project: ProjectId, service: Service) -> bool:
+        return service.name in self.old
+
+    def specification(self, project: ProjectId, spec: Any, service: Service, *others: Any) -> ServiceSpec:
+        if service.name in self.old:
+            self.old.remove(service.name)
+            self.issued[service.name] += 1
+        made = super().specification(project, spec, service, *others)
+        number = self.issued[service.name]
+        return replace(made, command=(*made.command, f"--certificate={number}")) if number else made
+
+
+def test_services_are_started_again_one_by_one_before_their_certificates_are_over(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    ground = AgeingGround(world.settings, world.store)
+    world.lifecycle._all = replace(world.lifecycle._all, ground=ground)
+    world.advance()
+    assert world.state() is State.TRAINING
+    names = sorted(status.name for status in world.orchestrator.list(PROJECT))
+    assert len(names) == 3
+    world.clock.advance(3600)
+    world.advance()
+    assert world.orchestrator.starts == Counter(names)  # none is old
+    ground.old = set(names)
+    world.clock.advance(3600)
+    for number in (1, 2, 3):
+        world.advance()
+        world.advance()  # a minute is to be between two
+        assert sum(world.orchestrator.starts.values()) == 3 + number
+        assert all(status.live for status in world.orchestrator.list(PROJECT))
+        world.clock.advance(60)
+    world.advance()
+    assert world.orchestrator.starts == Counter(names) + Counter(names)
+    assert [service.restarts for service in world.store.services(PROJECT)] == [0, 0, 0]
+    world.play()
+    assert world.state() is State.FINISHED

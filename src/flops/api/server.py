@@ -12,11 +12,16 @@ from fastapi import FastAPI
 
 from flops.api.app import create_app, create_reports_app
 from flops.api.beside import Pages
+from flops.core.errors import FlopsError
 from flops.manager import Home, Manager, TlsListener
 
 log = logging.getLogger(__name__)
 
 _GRACE_S = 3
+_LOOK_S = 3600.0
+"""Between looks at certificates."""
+_RETRY_S = 60.0
+_SOONEST_S = 0.2
 
 
 class QuietServer(uvicorn.Server):
@@ -86,11 +91,51 @@ async def _serve(
         asyncio.create_task(server.serve(sockets=[listener]))
         for server, listener in zip(servers, listeners, strict=True)
     ]
+    looking = [
+        asyncio.create_task(keep_certified(server, tls))
+        for server, tls in zip(
+            servers[2:], [one for one in (network, remote) if one is not None], strict=True
+        )
+    ]
+    looking.append(asyncio.create_task(_keep_models_certified(manager)))
     # Both sockets listen already: whoever comes from now on is answered, a moment later at worst.
     url = home.announce(api)
     manager.announce(url if network is None else network.url)
     log.info("listening on %s%s", url, f" and {network.url}" if network is not None else "")
-    await asyncio.gather(*running)
+    try:
+        await asyncio.gather(*running)
+    finally:
+        for task in looking:
+            task.cancel()
+
+
+async def keep_certified(server: uvicorn.Server, tls: TlsListener) -> None:
+    """Give a server that runs a new certificate whenever half of the old one's life is over: connections from
+    then on see it, those that are open go on.
+    """
+    while True:
+        try:
+            due_s = await asyncio.to_thread(tls.due_in_s)
+            if due_s <= 0 and server.started:
+                await asyncio.to_thread(tls.renew)
+                context = server.config.ssl
+                assert context is not None
+                context.load_cert_chain(tls.certificate, tls.key)
+                log.info("the certificate of %s is renewed", tls.url)
+                continue
+        except (OSError, ValueError, FlopsError):  # a full disk; there is half a life to try again
+            log.exception("the certificate of %s cannot be renewed", tls.url)
+            due_s = _RETRY_S
+        await asyncio.sleep(min(max(due_s, _SOONEST_S), _LOOK_S))  # a machine may sleep meanwhile
+
+
+async def _keep_models_certified(manager: Manager) -> None:
+    while True:
+        await asyncio.sleep(_LOOK_S)
+        try:
+            await asyncio.to_thread(manager.renew_certificates)
+        except FlopsError:
+            log.exception("certificates of served models cannot be renewed")
 
 
 def _server(app: FastAPI, tls: TlsListener | None = None) -> QuietServer:

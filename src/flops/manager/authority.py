@@ -21,9 +21,11 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from flops.manager.paths import write_private, write_private_json
 
 _YEARS_OF_AUTHORITY = 10
-_DAYS_OF_SERVICE = 365
+DAYS_OF_SERVICE = 365
 DAYS_OF_PROJECT = 30
-"""Certificates of a project's services: new ones when a service is started with less than half of it left."""
+"""Certificates of a project's services: new ones when a service is started with less than half of it left;
+one that runs is started again for it with less than a third left."""
+_DUE = 1 / 3
 _BACKDATED = datetime.timedelta(hours=1)
 """Clocks of machines differ."""
 
@@ -58,7 +60,7 @@ class Authority:
         addresses: Sequence[str] = (),
         *,
         client: bool = False,
-        days: float = _DAYS_OF_SERVICE,
+        days: float = DAYS_OF_SERVICE,
     ) -> Certificate:
         """A certificate for a server that is reached at these host names and addresses.
 
@@ -90,7 +92,7 @@ class Authority:
         addresses: Sequence[str] = (),
         *,
         client: bool = False,
-        days: float = _DAYS_OF_SERVICE,
+        days: float = DAYS_OF_SERVICE,
     ) -> Certificate:
         """The certificate kept in a file; a new one where it is for something else, soon over, or not there.
 
@@ -100,17 +102,23 @@ class Authority:
         with suppress(OSError, ValueError, KeyError):
             known = json.loads(file.read_text(encoding="utf-8"))
             same = known["addresses"] == wanted and known.get("client", False) == client
-            if same and _days_left(known["certificate"]) > days / 2:
+            if same and days_left(known["certificate"]) > days / 2:
                 return Certificate(known["certificate"], known["key"])
         issued = self.issue(service, wanted, client=client, days=days)
         write_private_json(file, {"addresses": wanted, "client": client, **asdict(issued)})
         return issued
 
     def issue_files(
-        self, name: str, service: str, addresses: Sequence[str] = (), *, client: bool = False
+        self,
+        name: str,
+        service: str,
+        addresses: Sequence[str] = (),
+        *,
+        client: bool = False,
+        days: float = DAYS_OF_SERVICE,
     ) -> tuple[Path, Path]:
         """A new certificate and its key, as PEM files beside the authority's own."""
-        issued = self.issue(service, addresses, client=client)
+        issued = self.issue(service, addresses, client=client, days=days)
         folder = self.certificate_file.parent
         files = folder / f"{name}.pem", folder / f"{name}.key"
         for file, content in zip(files, (issued.certificate, issued.key), strict=True):
@@ -158,7 +166,20 @@ def _begin(
     )
 
 
-def _days_left(certificate: str) -> float:
+def is_due(file: Path, days: float) -> bool:
+    """Whether whoever runs with the certificate that `Authority.issue_once` kept there needs a new one soon.
+
+    Args:
+        days: that it was issued for.
+    """
+    try:
+        return days_left(json.loads(file.read_text(encoding="utf-8"))["certificate"]) < days * _DUE
+    except (OSError, ValueError, KeyError):
+        return False  # it runs with none
+
+
+def days_left(certificate: str) -> float:
+    """Of a certificate (PEM); negative: it is over."""
     until = x509.load_pem_x509_certificate(certificate.encode()).not_valid_after_utc
     return (until - datetime.datetime.now(datetime.UTC)).total_seconds() / 86400
 

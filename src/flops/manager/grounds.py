@@ -159,6 +159,16 @@ class Ground(Protocol):
         """How the project's served model is spoken to."""
         ...
 
+    def needs_certificate(self, project: ProjectId, service: Service) -> bool:
+        """Whether a service's certificate is over soon; it gets a new one with its next `specification`, and
+        reads it when it starts.
+        """
+        ...
+
+    def model_needs_certificate(self, project: ProjectId) -> bool:
+        """The same of the project's served model, and `model`."""
+        ...
+
     def release(self, project: ProjectId) -> None:
         """The project is forgotten."""
         ...
@@ -264,6 +274,9 @@ class ProgramGround:
         learner = learners.get(str(service.learner))
         if learner is not None and self.is_joined(learner):
             return self._on_joined(project, service, learner, results)
+        if self.needs_certificate(project, service):  # in the files that its configuration names
+            here = (LOOPBACK, *self._names) if service.learner is None else ()
+            self._tls(project, _bearer(service), here)
         return ServiceSpec(
             name=service.name,
             command=(
@@ -371,6 +384,12 @@ class ProgramGround:
 
     def access(self, project: ProjectId) -> Access:
         return Access()
+
+    def needs_certificate(self, project: ProjectId, service: Service) -> bool:
+        return _is_due(self._settings, project, _bearer(service))
+
+    def model_needs_certificate(self, project: ProjectId) -> bool:
+        return False
 
     def release(self, project: ProjectId) -> None:
         self._ports.release(project)
@@ -532,6 +551,14 @@ class ImageGround:
         token = read_or_make_token(ProjectPaths.of(self._settings, project).config / "model.token")
         return Access(self._authority.certificate, token)
 
+    def needs_certificate(self, project: ProjectId, service: Service) -> bool:
+        return _is_due(self._settings, project, service.name)
+
+    def model_needs_certificate(self, project: ProjectId) -> bool:
+        from flops.manager.authority import DAYS_OF_SERVICE, is_due
+
+        return is_due(self._model_file(project, model_service_name(project)), DAYS_OF_SERVICE)
+
     def release(self, project: ProjectId) -> None:
         self._ports.release(project)
 
@@ -550,10 +577,13 @@ class ImageGround:
         return project_files(self._settings, project, service.name, hosts)
 
     def _certificate_files(self, project: ProjectId, name: str, host: str) -> tuple[File, ...]:
-        folder = ProjectPaths.of(self._settings, project).config
-        file = folder / f"{name.removeprefix(f'{project}-')}.certificate.json"
+        file = self._model_file(project, name)
         issued = self._authority.issue_once(file, name, [host])
         return File(_CERTIFICATE, issued.certificate.encode()), File(_KEY, issued.key.encode())
+
+    def _model_file(self, project: ProjectId, name: str) -> Path:
+        folder = ProjectPaths.of(self._settings, project).config
+        return folder / f"{name.removeprefix(f'{project}-')}.certificate.json"
 
     def _address(self, project: ProjectId, number: int | None) -> str:
         name = aggregator_name(project, number)
@@ -593,13 +623,32 @@ def project_files(
 
     folder = authority_folder(settings, project)
     authority = Authority(folder, f"FLOps authority of {project}")
-    file = folder / f"{name.removeprefix(f'{project}-')}.json"
+    file = _certificate_file(settings, project, name)
     issued = authority.issue_once(file, name, addresses, client=True, days=DAYS_OF_PROJECT)
     return (
         File(_PROJECT_CA, authority.certificate.encode()),
         File(_CERTIFICATE, issued.certificate.encode()),
         File(_KEY, issued.key.encode()),
     )
+
+
+def _certificate_file(settings: Settings, project: ProjectId, name: str) -> Path:
+    return authority_folder(settings, project) / f"{name.removeprefix(f'{project}-')}.json"
+
+
+def _is_due(settings: Settings, project: ProjectId, name: str) -> bool:
+    """Whether the certificate that `project_files` made for a service is over soon."""
+    file = _certificate_file(settings, project, name)
+    if not file.exists():
+        return False
+    from flops.manager.authority import DAYS_OF_PROJECT, is_due  # most projects need none of it
+
+    return is_due(file, DAYS_OF_PROJECT)
+
+
+def _bearer(service: Service) -> str:
+    """To whom a project's certificate is issued where its services are programs."""
+    return service.name if service.learner is None else str(service.learner)
 
 
 def home_node(orchestrator: Orchestrator) -> Node:

@@ -10,9 +10,10 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from flops.core.errors import ConflictError, InvalidInputError, UnavailableError
@@ -23,6 +24,8 @@ from flops.manager.paths import read_or_make_token, write_private, write_private
 DEFAULT_PORT = 8780
 """Of the REST API for other machines."""
 _STARTS_WITHIN_S = 5.0
+_DAYS = 365.0
+"""That a certificate of a listener is good for; a new one comes half-way."""
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - what an operator may ask for
 
 
@@ -35,6 +38,17 @@ class TlsListener:
     key: Path
     names: tuple[str, ...]
     """How it may be called."""
+    renew: Callable[[], object] = field(repr=False)
+    """Puts a new certificate and key into the files."""
+    days: float
+    """That a certificate is issued for."""
+
+    def due_in_s(self) -> float:
+        """Until the certificate has half of its life behind it; negative: it has."""
+        from flops.manager.authority import days_left
+
+        left = days_left(self.certificate.read_text(encoding="ascii"))
+        return (left - self.days / 2) * 86400
 
     @property
     def url(self) -> str:
@@ -94,7 +108,7 @@ class Home:
         listener.listen(128)
         return listener
 
-    def listen_for_remote_reports(self, host: str) -> TlsListener:
+    def listen_for_remote_reports(self, host: str, *, days: float = _DAYS) -> TlsListener:
         """The socket where services of other machines report, on the address at which they reach this one;
         the port is that of last time, where it is free.
 
@@ -114,7 +128,7 @@ class Home:
                 "FLOPS_ADVERTISE to an address of this machine that they reach"
             ) from error
         write_private(kept, f"{listener.getsockname()[1]}\n")
-        return self._with_certificate(listener, "manager", (host,))
+        return self._with_certificate(listener, "manager", (host,), days)
 
     def listen_on_network(self) -> TlsListener | None:
         """The socket of the REST API for other machines; None: nobody asked for one.
@@ -135,14 +149,19 @@ class Home:
                 "machine, or another port"
             ) from error
         own = [host] if host not in _ANY else [socket.gethostname(), *_addresses()]
-        return self._with_certificate(listener, "api", tuple(dict.fromkeys([*self.settings.names, *own])))
+        return self._with_certificate(
+            listener, "api", tuple(dict.fromkeys([*self.settings.names, *own])), _DAYS
+        )
 
-    def _with_certificate(self, listener: socket.socket, file: str, names: tuple[str, ...]) -> TlsListener:
+    def _with_certificate(
+        self, listener: socket.socket, file: str, names: tuple[str, ...], days: float
+    ) -> TlsListener:
         from flops.manager.authority import Authority  # managers of this machine alone need none of it
 
         authority = Authority(self.settings.authority_dir)
-        certificate, key = authority.issue_files(file, "FLOps manager", names)
-        return TlsListener(listener, certificate, key, names)
+        renew = partial(authority.issue_files, file, "FLOps manager", names, days=days)
+        certificate, key = renew()
+        return TlsListener(listener, certificate, key, names, renew, days)
 
     def announce(self, listener: socket.socket) -> str:
         """Write the address file: from now on callers find this manager."""

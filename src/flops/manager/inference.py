@@ -133,6 +133,22 @@ class Inference:
                 except FlopsError as error:
                     log.warning("the model of project %s is not served: %s", deployment.project, error)
 
+    def renew_certificates(self) -> None:
+        """Start servers again whose certificates are over soon: they read them once."""
+        for deployment in self._store.deployments():
+            project = deployment.project
+            if deployment.stopped or not self._ground.model_needs_certificate(project):
+                continue
+            with self._turns[project]:
+                current = self._store.deployment(project)
+                if current is None or current.stopped:
+                    continue
+                log.info("the model of project %s is started again for a new certificate", project)
+                try:
+                    self._start(current, replaces=True)
+                except FlopsError as error:
+                    log.warning("the model of project %s is not served: %s", project, error)
+
     def stop_all(self) -> None:
         """Nothing is served until `start_all`."""
         for deployment in self._store.deployments():

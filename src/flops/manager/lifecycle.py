@@ -8,10 +8,12 @@ that says it is wanted.
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from flops.core.clock import Clock
+from flops.core.errors import NotFoundError
 from flops.core.events import EventKind
 from flops.core.ids import ProjectId, ServiceName
 from flops.core.settings import Settings
@@ -28,13 +30,15 @@ from flops.manager.step_process import StepRunner
 from flops.manager.store import Store
 from flops.manager.supervision import Action, Verdict, judge
 from flops.manager.tracker import Tracker
-from flops.orchestration import Orchestrator, ServiceSpec
+from flops.orchestration import Orchestrator, ServiceSpec, ServiceStatus
 from flops.telemetry import Traced, about, said
 
 log = logging.getLogger(__name__)
 
 STOP_GRACE_S = 2.0
 LAST_WORDS_S = 5.0
+_CERTIFICATES_S, _NEXT_CERTIFICATE_S = 3600.0, 60.0
+"""Between looks at services' certificates, and between services that get new ones."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,8 @@ class Lifecycle:
         self._project = project
         self._cancellation = cancellation
         self._restart_at: dict[ServiceName, float] = {}
+        self._certificates_at = 0.0
+        self._renewing: Service | None = None
         self._preparing = Preparing(
             surroundings.settings,
             surroundings.store,
@@ -225,6 +231,7 @@ class Lifecycle:
                 return self._observe(Observation(trained=True))
             reason = str(project.training.get("reason") or "the aggregator gave no reason")
             return self._observe(Observation(failed=True), reason)
+        self._renew_certificate(statuses)
         for action in judge(project.id, self._store.services(project.id), statuses, self._last_line):
             match action.verdict:
                 case Verdict.RESTART | Verdict.WAIT:
@@ -234,6 +241,30 @@ class Lifecycle:
                 case Verdict.FAIL:
                     return self._observe(Observation(failed=True), action.reason)
         return False
+
+    def _renew_certificate(self, statuses: dict[ServiceName, ServiceStatus]) -> None:
+        """Start one service again whose certificate is over soon: it reads that once, and goes on as after
+        any other end. The others have their turns, a minute apart.
+        """
+        now = self._all.clock.monotonic()
+        if self._renewing is None and now >= self._certificates_at:
+            self._certificates_at = now + _CERTIFICATES_S
+            live = (
+                service
+                for service in self._store.services(self._project)
+                if service.name in statuses and statuses[service.name].live
+            )
+            needs = self._all.ground.needs_certificate
+            self._renewing = next((one for one in live if needs(self._project, one)), None)
+        if (service := self._renewing) is None:
+            return
+        specification = self._specifications()(service)
+        with suppress(NotFoundError):
+            self._all.orchestrator.stop(service.name, STOP_GRACE_S)
+        self._all.orchestrator.deploy(specification)
+        self._renewing = None  # not where the orchestrator was away in between
+        self._certificates_at = now + _NEXT_CERTIFICATE_S
+        log.info("project %s: %s is started again for a new certificate", self._project, service.name)
 
     def _restart(self, project: Project, action: Action) -> None:
         """Start a service once more, after the pause that it has earned."""

@@ -179,6 +179,10 @@ class Manager:
             target=self._follow_results, name="flops-results", daemon=True
         )
 
+    def renew_certificates(self) -> None:
+        """Of models that are served for longer than those last; whoever trains is looked at by itself."""
+        self._inference.renew_certificates()
+
     def _open_sign_ins(self) -> "SignIns | None":
         if self.settings.issuer is None:
             return None

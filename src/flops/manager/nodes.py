@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,6 +74,8 @@ class Nodes:
         self._runtime_image = runtime_image
         self._ports = ports
         self._lock = threading.Lock()
+        self._proving = threading.Lock()
+        self._proof_files: tuple[Path, Path] | None = None
 
     def ensure(self) -> None:
         """A data server runs on every node that is ready.
@@ -103,10 +104,17 @@ class Nodes:
                 found.append(asdict(Source(node.name, location, str(authority), str(cert), str(key))))
         return found
 
-    @cached_property
+    @property
     def _proof(self) -> tuple[Path, Path]:
-        """Files with which the manager proves itself to data servers; new ones for each manager."""
-        return self._authority.issue_files("data-client", "FLOps manager", client=True)
+        """Files with which the manager proves itself to data servers; its own, and renewed in time."""
+        from flops.manager.authority import DAYS_OF_SERVICE, days_left
+
+        with self._proving:
+            files = self._proof_files
+            if files is None or days_left(files[0].read_text(encoding="ascii")) < DAYS_OF_SERVICE / 2:
+                files = self._authority.issue_files("data-client", "FLOps manager", client=True)
+                self._proof_files = files
+        return files
 
     def stop(self) -> None:
         """No data server is left; what they hold is."""
