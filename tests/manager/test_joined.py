@@ -308,6 +308,32 @@ def test_secrets_that_travel_are_private_and_in_no_row(fleet: Fleet, clinic: Cli
     assert list((fleet.folder / "joined").iterdir()) == []
 
 
+def test_a_node_may_forget_what_ended_a_while_ago(fleet: Fleet, clinic: Clinic) -> None:
+    fleet.joined.deploy(wanted())
+    clinic.listen()
+    clinic.say(("exited", 0))
+    assert len(clinic.listen()) == 1
+    fleet.clock.advance(20)
+    assert len(clinic.listen()) == 1
+    fleet.clock.advance(41)
+    clinic.report()
+    assert clinic.listen() == []
+    clinic.report()
+    assert (fleet.status().state, fleet.status().exit_code) == ("exited", 0)
+
+
+def test_after_a_restore_nodes_are_not_told_of_services_whose_files_are_gone(
+    fleet: Fleet, clinic: Clinic
+) -> None:
+    fleet.joined.deploy(wanted())
+    (file,) = (fleet.folder / "joined").iterdir()
+    file.unlink()
+    assert clinic.listen() == []
+    assert (fleet.status().state, fleet.status().final) == ("lost", True)
+    fleet.joined.deploy(wanted())
+    assert len(clinic.listen()) == 1
+
+
 def test_services_go_where_their_node_is(fleet: Fleet, clinic: Clinic) -> None:
     base = FakeOrchestrator()
     both = Placing(base, fleet.joined)

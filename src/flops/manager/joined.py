@@ -40,6 +40,10 @@ MAX_LOG_CHARS = 65536
 _SLACK_S = 15.0
 """How much longer than its own time the end of a service may take, on a node that is there."""
 _LOGS_S = 3.0
+_ENDED_KEPT_S = 60.0
+"""So long a node keeps what has ended: its log may be asked for, and it may be begun again."""
+_GONE = "gone"
+"""State of a service that is lost for good, in its row."""
 _LOGS_KEPT = 1000
 
 
@@ -63,6 +67,7 @@ class JoinedNodes:
         self._changed = threading.Condition()  # guards all below
         self._logs: OrderedDict[str, str] = OrderedDict()
         self._logs_wanted: dict[str, set[str]] = {}
+        self._ended_since: dict[str, float] = {}
 
     # the port
 
@@ -214,11 +219,15 @@ class JoinedNodes:
         """
         self.store.check(node)
         number, wanted = self._services.wanted(node.name)
+        if over := self._over_for_long(wanted):
+            self._services.unwant(over)
+            number, wanted = self._services.wanted(node.name)
         with self._changed:
             logs = sorted(self._logs_wanted.get(node.name, ()))
         if number == known and not logs and not always:
             return None
-        return {"number": number, "wanted": [self._assigned(service) for service in wanted], "logs": logs}
+        told = [told for service in wanted if (told := self._assigned(service)) is not None]
+        return {"number": number, "wanted": told, "logs": logs}
 
     def assignment(self, node: JoinedNode, project: str) -> dict[str, Any] | None:
         """What a node is wanted to do for a project; None: nothing."""
@@ -249,26 +258,48 @@ class JoinedNodes:
         self._wake(name)
         return node
 
-    def _assigned(self, service: NodeService) -> dict[str, Any]:
+    def _over_for_long(self, wanted: Sequence[NodeService]) -> Sequence[str]:
+        """Which of them ended a while ago: their node may forget them."""
+        now = self._clock.monotonic()
+        with self._changed:
+            for service in wanted:
+                if service.live:
+                    self._ended_since.pop(service.name, None)
+            ended = [service.name for service in wanted if not service.live]
+            since = {name: self._ended_since.setdefault(name, now) for name in ended}
+            over = [name for name, then in since.items() if now - then >= _ENDED_KEPT_S]
+            for name in over:
+                del self._ended_since[name]
+        return over
+
+    def _assigned(self, service: NodeService) -> dict[str, Any] | None:
+        """None: what travels with it is not there, as after a restore: it is lost."""
+        try:
+            files = json.loads(self._file(service.name).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            self._settle([service], _GONE, "what it was told is not there any more")
+            return None
         return {
             "name": service.name,
             "project": service.project,
             "digest": service.digest,
             "assignment": service.assignment,
-            "files": json.loads(self._file(service.name).read_text(encoding="utf-8")),
+            "files": files,
         }
 
     def _lose_all(self, node: JoinedNode) -> None:
         live = [service for service in self._services.services(node=node.name) if service.live]
         why = node.gone_reason or "it has joined anew"
-        self._settle(live, "lost", f"node {node.name} is gone: {why}")
+        self._settle(live, _GONE, f"node {node.name} is gone: {why}")
 
     def _status(self, service: NodeService, node: JoinedNode | None = None) -> ServiceStatus:
         node = node or self._node(service.node)
         state, reason, now = service.state, service.reason, self._clock.now()
-        # Lost with its node (`_lose_all`), refused by its owner or not to be prepared there. What a node
-        # itself calls lost, after it was started anew, is worth another attempt.
-        final = (state == "lost" and not service.wanted) or (state == "failed" and service.exit_code is None)
+        # Refused by its owner, or not to be prepared there. What a node itself calls lost, after it was
+        # started anew, is worth another attempt.
+        final = state == "failed" and service.exit_code is None
+        if state == _GONE:
+            state, final = "lost", True
         if service.live and (node is None or node.lost(now)):
             state, final = "lost", True
             reason = f"node {service.node} was not heard of for {LOST_S / 60:g} minutes"
@@ -326,6 +357,7 @@ class JoinedNodes:
         with self._changed:
             for name in names:
                 self._logs.pop(name, None)
+                self._ended_since.pop(name, None)
         for name in names:
             self._file(name).unlink(missing_ok=True)
 
