@@ -49,7 +49,7 @@ def test_steps_leave_the_processors_to_the_manager(process: StepProcess, tmp_pat
         process.run("fetch", request, print, Cancellation())
 
     (child,) = children()
-    assert child.nice() == max(10, psutil.Process().nice())
+    assert child.nice() == max(3, psutil.Process().nice())
 
 
 def test_any_other_error_is_told_with_its_name(process: StepProcess, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ MODEL = "model"
 ONNX = "onnx"
 """The kind of a deployment, and the file that says where its converted model is."""
 _PROGRAMS = {AGGREGATOR: "flops.federation.aggregator", AGENT: "flops.agent", MODEL: "flops.serving"}
-_NICE = {AGGREGATOR: 5, AGENT: 10, WORKER: 10}
+_NICE = {AGGREGATOR: 4, AGENT: 7, WORKER: 7}
 """Training steps aside for the manager, for served models and for whoever else uses the machine."""
 _MODEL_RESTARTS = 1_000_000
 """A model is served for as long as its user wants it."""

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 
-_NICE = 10
+_NICE = 3
 """Steps leave the processors to the manager, which is asked for the projects' progress meanwhile."""
 _LAST_LINES = 5
 _LOOK_AT_LEASE_S = 0.2
