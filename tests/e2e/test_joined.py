@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.network, pytest.mark.slow, pytest.mark.timeout(900)]
 
 Repository = Any
 _SITES = ("north", "south", "west")
-_TIMEOUT_S = 180.0
+_TIMEOUT_S = 300.0
 
 
 class Owner(User):
@@ -121,10 +121,9 @@ def _wait_for_round(consortium: Consortium, project: str, number: int) -> None:
     )
 
 
-def _end_of(consortium: Consortium, project: str) -> dict[str, Any]:
-    attached = consortium.manager.flops("attach", project, "--json", timeout_s=_TIMEOUT_S)
-    ended: dict[str, Any] = attached.lines[-1]
-    return ended
+def _participants(consortium: Consortium, project: str) -> list[int]:
+    """Of each round so far."""
+    return [data["participants"] for data in consortium.manager.events(project, "round.finished")]
 
 
 def test_learners_on_joined_nodes_arrive_at_the_bits_of_learners_beside_the_manager(
@@ -183,7 +182,7 @@ def test_joining_twice_or_with_the_wrong_words_is_refused_by_name(
 
 def test_a_cut_link_and_a_killed_node_cost_no_project(consortium: Consortium, repository: Repository) -> None:
     folder = repository(header="import time\n", fit="time.sleep(0.5)")
-    project = _submit(consortium, folder, "--rounds", "20", "--min-learners", "3")
+    project = _submit(consortium, folder, "--rounds", "2000", "--min-learners", "3")
     _wait_for_round(consortium, project, 2)
     cut, killed = consortium.owners
     pid = killed.status()["pid"]
@@ -196,11 +195,12 @@ def test_a_cut_link_and_a_killed_node_cost_no_project(consortium: Consortium, re
     assert started.code == 0, started.stderr
     (learner,) = killed.status()["learners"]
     assert (learner["project"], learner["state"]) == (project, "running")
-    ended = _end_of(consortium, project)
-    assert ended["state"] == "finished", ended["reason"]
-    rounds = [data["round"] for data in consortium.manager.events(project, "round.finished")]
-    assert rounds == list(range(1, 21))
-    assert [entry["rounds"] for entry in killed.log(project)] == [20]
+    done = len(consortium.manager.events(project, "round.finished"))
+    _wait_until(lambda: _participants(consortium, project)[done:].count(3) >= 2)
+    assert consortium.manager.flops("stop", project).code == 0
+    _wait_until(lambda: killed.status()["learners"] == [], killed.status)
+    (entry,) = killed.log(project)  # one learner, not another one
+    assert (entry["state"], entry["rounds"] > done) == ("ended", True)
 
 
 def test_what_an_owner_does_not_allow_does_not_run(consortium: Consortium, repository: Repository) -> None:
@@ -224,16 +224,15 @@ def test_a_node_that_leaves_while_it_trains_leaves_nothing_running_and_the_proje
     consortium: Consortium, repository: Repository
 ) -> None:
     folder = repository(header="import time\n", fit="time.sleep(0.3)")
-    project = _submit(consortium, folder, "--rounds", "12", "--min-learners", "2")
+    project = _submit(consortium, folder, "--rounds", "2000", "--min-learners", "2")
     _wait_for_round(consortium, project, 2)
     leaver = consortium.owners[0]
     left = leaver.flops("node", "leave", "--json")
     assert left.code == 0, left.stderr
     assert left.document["told"]
     assert leaver.processes() == []
-    ended = _end_of(consortium, project)
-    assert ended["state"] == "finished", ended["reason"]
-    assert consortium.manager.events(project, "round.finished")[-1]["participants"] == 2
+    _wait_until(lambda: _participants(consortium, project)[-2:] == [2, 2])
+    assert consortium.manager.flops("stop", project).code == 0
     gone = consortium.manager.flops("node", "ls", "--json").document
     assert f"ward-{leaver.ward.number}" not in [node["name"] for node in gone]
     # The data are still there, and it may join again.
