@@ -66,7 +66,7 @@ def _aggregate(config: AggregatorConfig, state: Path) -> int:
         model.close()
         carry_out = _prepare(replace(config, members=members), hub, checkpoint, reporter, clock)
         server = _serve(config, hub, placement)
-        log.info("listening on port %s, round %s is committed", server.port, checkpoint.committed.round)
+        log.info("listening on %s, round %s is committed", config.listen, checkpoint.committed.round)
         if placement is not None:
             clusters, round_trips_s = placement.wait()
             if checkpoint.committed.round == 0:
