@@ -77,3 +77,21 @@ def test_nobody_starts_from_a_model_of_others(shared: tuple[ManagerProcess, dict
     assert "there is no version 1 of a model 'digits'" in refused.json()["detail"]
     taken = shared[0].client(shared[1]["carla"]).post("/v1/projects", json={"spec": spec})
     assert taken.status_code == 201
+
+
+def test_a_project_may_be_given_to_a_team_of_ones_own(shared: tuple[ManagerProcess, dict[str, str]]) -> None:
+    manager, tokens = shared
+    carla, bob = manager.client(tokens["carla"]), manager.client(tokens["bob"])
+    wanted = {"spec": {"repo": "/nowhere", "name": "shared", "data": {"tags": ["x"]}}, "team": "vision"}
+    refused = bob.post("/v1/projects", json=wanted)
+    assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+    made = carla.post("/v1/projects", json=wanted).raise_for_status().json()
+    assert (made["owner"], made["team"]) == ("carla", "vision")
+    assert bob.get(f"/v1/projects/{made['id']}").status_code == 404
+    manager.client().patch("/v1/users/bob", json={"teams": ["vision"]}).raise_for_status()
+    assert bob.get(f"/v1/projects/{made['id']}").status_code == 200
+    manager.client().patch("/v1/users/bob", json={"teams": ["sound"]}).raise_for_status()
+    odd = manager.client().post("/v1/projects", json={**wanted, "team": "Vision'"})
+    assert (odd.status_code, odd.json()["code"]) == (422, "invalid-input")
+    given = manager.client().post("/v1/projects", json={**wanted, "team": "sound"})
+    assert given.status_code == 201

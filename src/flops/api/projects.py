@@ -13,8 +13,9 @@ from flops.api.access import caller_of, sight_of
 from flops.api.once import IdempotencyKey, once
 from flops.api.problems import SLOW, documented
 from flops.api.stream import follow
-from flops.core.errors import InvalidInputError
+from flops.core.errors import ForbiddenError, InvalidInputError
 from flops.core.ids import ProjectId, project_id
+from flops.identity import Role
 from flops.manager import Manager, State, Wanted
 from flops.telemetry import MAX_REQUEST_CHARS
 
@@ -31,16 +32,20 @@ def project_routes(manager: Manager) -> APIRouter:
         status_code=HTTPStatus.CREATED,
         response_model=schemas.ProjectView,
         responses=documented(HTTPStatus.CONFLICT),
-        summary="Submit a project",
+        summary="Submit a project: yours, or one of a team that you are in",
     )
     def submit_project(
         submission: schemas.Submission, request: Request, response: Response, key: IdempotencyKey = None
     ) -> Any:
-        owner, sight = caller_of(request).user, sight_of(request)
+        caller, sight, team = caller_of(request), sight_of(request), submission.team
+        if team is not None and caller.role is not Role.ADMIN and team not in caller.teams:
+            raise ForbiddenError(
+                f"{caller.user} is not in team '{team}' - name one of yours, or ask an admin"
+            )
 
         def carry_out(new: ProjectId) -> dict[str, Any]:
             request.state.about = f"project {new}"
-            return manager.submit(submission.spec, new, owner=owner, sight=sight)
+            return manager.submit(submission.spec, new, owner=caller.user, team=team, sight=sight)
 
         return once(manager, request, response, key, submission, carry_out)
 

@@ -135,6 +135,8 @@ class Top(BaseModel):
 class Submission(_Request):
     spec: dict[str, Any]
     """Our own form or the SLA of the FLOps thesis."""
+    team: Annotated[str | None, Field(max_length=60, pattern=r"^[a-z0-9]([a-z0-9._@+-]*[a-z0-9])?$")] = None
+    """One of yours, whose members see and change the project, its runs and models, like you."""
 
 
 class Extension(_Request):

@@ -179,6 +179,10 @@ def run(
         bool,
         typer.Option("--deploy", help="Build it and serve the trained model.", rich_help_panel=_AFTER),
     ] = False,
+    team: Annotated[
+        str | None,
+        typer.Option(metavar="TEAM", help="One of your teams, whose members may see and change it too."),
+    ] = None,
     detach: Annotated[
         bool, typer.Option("--detach", "-d", help="Start it, print its id, and return.")
     ] = False,
@@ -229,7 +233,7 @@ def run(
         strategy_param or [],
     )
     with manager() as client:
-        project = client.submit_project(spec=wanted.to_json())
+        project = client.submit_project(spec=wanted.to_json(), team=team)
     if not detach:
         raise typer.Exit(watch(project, finder(), as_json=as_json))
     if as_json:

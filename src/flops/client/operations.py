@@ -516,13 +516,15 @@ class Operations(ABC):
         call = Call("POST", "/v1/projects/{project}/stop", {"project": project})
         return cast(ProjectView, self._json(call))
 
-    def submit_project(self, *, spec: Mapping[str, Any], idempotency_key: str | None = None) -> ProjectView:
-        """Submit a project"""
+    def submit_project(
+        self, *, spec: Mapping[str, Any], team: str | None = None, idempotency_key: str | None = None
+    ) -> ProjectView:
+        """Submit a project: yours, or one of a team that you are in"""
         call = Call(
             "POST",
             "/v1/projects",
             headers={"Idempotency-Key": idempotency_key or new_key()},
-            body=without_none({"spec": spec}),
+            body=without_none({"spec": spec, "team": team}),
         )
         return cast(ProjectView, self._json(call))
 
@@ -571,9 +573,9 @@ class Operations(ABC):
         call = Call("DELETE", "/v1/projects/{project}/deployment", {"project": project})
         return cast(ProjectView, self._json(call))
 
-    def validate_spec(self, *, spec: Mapping[str, Any]) -> Validation:
+    def validate_spec(self, *, spec: Mapping[str, Any], team: str | None = None) -> Validation:
         """Check a spec without starting anything; every problem with its field"""
-        call = Call("POST", "/v1/specs/validate", body=without_none({"spec": spec}))
+        call = Call("POST", "/v1/specs/validate", body=without_none({"spec": spec, "team": team}))
         return cast(Validation, self._json(call))
 
     def verify(self, *, head: str | None = None) -> VerificationView:
@@ -1054,14 +1056,14 @@ class AsyncOperations(ABC):
         return cast(ProjectView, await self._json(call))
 
     async def submit_project(
-        self, *, spec: Mapping[str, Any], idempotency_key: str | None = None
+        self, *, spec: Mapping[str, Any], team: str | None = None, idempotency_key: str | None = None
     ) -> ProjectView:
-        """Submit a project"""
+        """Submit a project: yours, or one of a team that you are in"""
         call = Call(
             "POST",
             "/v1/projects",
             headers={"Idempotency-Key": idempotency_key or new_key()},
-            body=without_none({"spec": spec}),
+            body=without_none({"spec": spec, "team": team}),
         )
         return cast(ProjectView, await self._json(call))
 
@@ -1110,9 +1112,9 @@ class AsyncOperations(ABC):
         call = Call("DELETE", "/v1/projects/{project}/deployment", {"project": project})
         return cast(ProjectView, await self._json(call))
 
-    async def validate_spec(self, *, spec: Mapping[str, Any]) -> Validation:
+    async def validate_spec(self, *, spec: Mapping[str, Any], team: str | None = None) -> Validation:
         """Check a spec without starting anything; every problem with its field"""
-        call = Call("POST", "/v1/specs/validate", body=without_none({"spec": spec}))
+        call = Call("POST", "/v1/specs/validate", body=without_none({"spec": spec, "team": team}))
         return cast(Validation, await self._json(call))
 
     async def verify(self, *, head: str | None = None) -> VerificationView:

@@ -512,6 +512,7 @@ class StrategyList(TypedDict):
 
 class Submission(TypedDict):
     spec: dict[str, Any]
+    team: NotRequired[str | None]
 
 
 class TokenList(TypedDict):
