@@ -218,8 +218,6 @@ def _last_lines(log: Path) -> str:
 
 def main() -> None:
     """Read requests from standard input and answer them, until it ends."""
-    from flops.manager.steps import run_step
-
     log_lines("step")
     for fd in sys.argv[1:]:
         os.set_inheritable(int(fd), False)  # the user's code has no business with it
@@ -229,6 +227,9 @@ def main() -> None:
     os.dup2(2, 1)
     requests: SimpleQueue[str] = SimpleQueue()
     threading.Thread(target=_pump, args=(sys.stdin, requests), daemon=True).start()
+    # It takes a while: whoever is to end with the manager does so meanwhile, too.
+    from flops.manager.steps import run_step
+
     lock = threading.Lock()
 
     def answer(message: Mapping[str, Any]) -> None:
