@@ -250,6 +250,21 @@ def test_what_runs_on_a_node_that_leaves_is_lost_for_good(fleet: Fleet, clinic: 
     assert fleet.status().state == "pending"
 
 
+def test_who_waits_for_news_is_woken_by_what_is_wanted_and_by_the_end(fleet: Fleet, clinic: Clinic) -> None:
+    woken: list[str] = []
+    end = fleet.joined.listen("clinic", lambda: woken.append("news"))
+    fleet.joined.deploy(wanted())
+    assert woken == ["news"]
+    fleet.clock.advance(31)
+    fleet.joined.stop(A)
+    assert len(woken) == 2
+    fleet.joined.leave("clinic", "admin has ejected it")
+    assert len(woken) == 3
+    end()
+    fleet.joined.deploy(wanted())
+    assert len(woken) == 3
+
+
 def test_a_node_says_nothing_of_the_services_of_others(fleet: Fleet, clinic: Clinic) -> None:
     other = Clinic(fleet, "farm")
     fleet.joined.deploy(wanted())
