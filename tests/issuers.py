@@ -9,6 +9,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import threading
 from collections.abc import Callable, Mapping
@@ -115,9 +116,10 @@ class FakeIssuer:
 
     Args:
         clock: its tokens' time.
+        proof: files of its certificate and key; None: it speaks plain HTTP.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, proof: tuple[Path, Path] | None = None) -> None:
         self._clock = clock
         self.key: RSAKey | ECKey = _first_key()
         self.header: dict[str, Any] = {"alg": "RS256", "kid": "first"}
@@ -135,7 +137,13 @@ class FakeIssuer:
         self._nonces: dict[str, str] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        self.url = f"{'https' if proof else 'http'}://127.0.0.1:{self._server.server_address[1]}"
+        if proof is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*proof)
+            self._server.socket = context.wrap_socket(
+                self._server.socket, server_side=True, do_handshake_on_connect=False
+            )
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,))
         self._thread.start()
 

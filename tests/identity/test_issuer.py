@@ -15,6 +15,7 @@ from flops.core.clock import ManualClock, SystemClock
 from flops.core.errors import InvalidInputError, UnauthorizedError, UnavailableError
 from flops.core.issuer import IssuerSettings
 from flops.identity import IdentityStore, Role
+from flops.manager.authority import Authority
 from tests.identity.conftest import Door
 from tests.issuers import SECRET, FakeIssuer, RealIssuer, part
 
@@ -350,6 +351,28 @@ def test_what_the_operator_configured_is_checked_first(
 ) -> None:
     with pytest.raises(error, match=message):
         door(**values)
+
+
+def test_a_private_authority_is_trusted_where_the_operator_says_so(
+    identity: IdentityStore, clock: ManualClock, tmp_path: Path
+) -> None:
+    identity.ensure_admin()
+    authority = Authority(tmp_path / "authority")
+    issuer = FakeIssuer(clock, authority.issue_files("issuer", "issuer", ["127.0.0.1"]))
+    try:
+        with pytest.raises(UnavailableError, match="CERTIFICATE_VERIFY_FAILED"):
+            Door(identity, issuer.settings(newcomers="engineer"), clock).begin()
+        trusting = issuer.settings(newcomers="engineer", authority_file=authority.certificate_file)
+        user, _, _ = Door(identity, trusting, clock).enter(issuer)
+        assert user.name == "ann@example.org"
+        broken = issuer.settings(authority_file=tmp_path / "nothing.pem")
+        with pytest.raises(UnavailableError, match=r"FLOPS_OIDC_CA names .*nothing.pem, which cannot be read"):
+            Door(identity, broken, clock).begin()
+        issuer.places["token_endpoint"] = issuer.url.replace("https", "http") + "/token"
+        with pytest.raises(UnavailableError, match="token_endpoint is without TLS"):
+            Door(identity, trusting, clock).begin()
+    finally:
+        issuer.close()
 
 
 # the certified one
