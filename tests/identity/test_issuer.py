@@ -366,7 +366,9 @@ def test_a_private_authority_is_trusted_where_the_operator_says_so(
         user, _, _ = Door(identity, trusting, clock).enter(issuer)
         assert user.name == "ann@example.org"
         broken = issuer.settings(authority_file=tmp_path / "nothing.pem")
-        with pytest.raises(UnavailableError, match=r"FLOPS_OIDC_CA names .*nothing.pem, which cannot be read"):
+        with pytest.raises(
+            UnavailableError, match=r"FLOPS_OIDC_CA names .*nothing.pem, which cannot be read"
+        ):
             Door(identity, broken, clock).begin()
         issuer.places["token_endpoint"] = issuer.url.replace("https", "http") + "/token"
         with pytest.raises(UnavailableError, match="token_endpoint is without TLS"):
