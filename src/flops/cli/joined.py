@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flops.cli.output import JsonFlag, age, clean, note, print_json, print_table, say, size
+from flops.cli.output import JsonFlag, age, clean, duration, note, print_json, print_table, say, size
 from flops.core.consent import Consent
 from flops.core.errors import ConflictError, InvalidInputError
 
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
 
 _PANEL = "On a data owner's machine"
 _SITE_HELP = "The place whose data it is; each place is one learner."
-_STYLES = {"running": "green", "pending": "cyan", "failed": "bold red", "lost": "yellow"}
+_STYLES = {
+    "running": "green",
+    "pending": "cyan",
+    "failed": "bold red",
+    "refused": "bold red",
+    "lost": "yellow",
+}
 
 AllowTag = Annotated[
     list[str] | None,
@@ -151,27 +157,20 @@ def status(as_json: JsonFlag = False) -> None:
             f"  {'' if number else 'data':<9}{clean(holding['site'])}: {holding['num_examples']:,} examples, "
             f"{size(holding['size_bytes'])}, under {clean(', '.join(holding['tags']))}"
         )
-    if found["learners"]:
-        say()
-        print_table(
-            ("project", "of", "site", "state", "#rounds", "#bytes out", "code", ""),
-            [
-                (
-                    one["project"] or one["name"],
-                    one["owner"] or "-",
-                    one["site"] or "-",
-                    one["state"],
-                    f"{one['rounds']}/{one['rounds_total'] or '?'}",
-                    size(one["bytes_out"]),
-                    _code(one),
-                    one["reason"],
-                )
-                for one in found["learners"]
-            ],
-            "",
-        )
-    else:
+    if not found["learners"]:
         say("  running  nothing")
+    for number, one in enumerate(found["learners"]):
+        rounds = f"{one['rounds']} of {one['rounds_total'] or '?'} rounds, {size(one['bytes_out'])} out"
+        say(
+            f"  {'' if number else 'running':<9}",
+            (clean(one["project"] or one["name"]), "bold cyan"),
+            f" of {clean(_whose(one))} on {clean(one['site'] or '-')}: ",
+            (one["state"], _STYLES.get(one["state"], "")),
+            f", {rounds}",
+        )
+        say(f"{'':<11}{clean(_code(one))}")
+        if one["reason"]:
+            say(f"{'':<11}", (clean(one["reason"]), "dim"))
 
 
 def journal(
@@ -185,25 +184,24 @@ def journal(
     if as_json:
         print_json(entries)
         return
-    print_table(
-        ("began", "project", "of", "site", "data tags", "#rounds", "#bytes out", "state", "code", ""),
-        [
-            (
-                time.strftime("%Y-%m-%d %H:%M", time.localtime(one["began"])),
-                one["project"],
-                one["owner"],
-                one["site"],
-                ", ".join(one["tags"]),
-                str(one.get("rounds", 0)),
-                size(one.get("bytes_out", 0)),
-                "running" if one["state"] == "began" else one["state"],
-                _code(one),
-                one["reason"],
-            )
-            for one in entries
-        ],
-        "nothing has run on this machine's data yet",
-    )
+    for one in entries:
+        state = "running" if one["state"] == "began" else one["state"]
+        say(
+            f"{time.strftime('%Y-%m-%d %H:%M', time.localtime(one['began']))}  ",
+            (clean(one["project"]), "bold cyan"),
+            f" of {clean(_whose(one))}: ",
+            (state, _STYLES.get(state, "")),
+        )
+        say(f"    code  {clean(_code(one))}, packages {clean(one['lock'][:12])}")
+        say(f"    data  {clean(one['site'])}, under {clean(', '.join(one['tags']))}")
+        if state != "refused":
+            sent = f"{size(one.get('bytes_out', 0))} out, {size(one.get('bytes_in', 0))} in"
+            took = f" in {duration(one['ended'] - one['began'])}" if one["ended"] is not None else ""
+            say(f"    did   {one.get('rounds', 0)} rounds{took}; {sent}")
+        if one["reason"]:
+            say("    ", (clean(one["reason"]), "dim"))
+    if not entries:
+        note("nothing has run on this machine's data yet")
 
 
 def allow(
@@ -396,6 +394,10 @@ def _connection(found: Mapping[str, Any]) -> tuple[str, str]:
     if found["connected"]:
         return f"connected, heard of {age(found['last_sync'])}", "green"
     return "the manager is away", "yellow"
+
+
+def _whose(one: Mapping[str, Any]) -> str:
+    return f"{one.get('owner') or '-'}" + (f" (team {one['team']})" if one.get("team") else "")
 
 
 def _code(one: Mapping[str, Any]) -> str:
