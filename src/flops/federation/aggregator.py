@@ -66,7 +66,8 @@ def _aggregate(config: AggregatorConfig, state: Path) -> int:
         model.close()
         carry_out = _prepare(replace(config, members=members), hub, checkpoint, reporter, clock)
         server = _serve(config, hub, placement)
-        log.info("listening on %s, round %s is committed", config.listen, checkpoint.committed.round)
+        where = f"port {server.port}" if server.port > 0 else config.listen  # a socket has none
+        log.info("listening on %s, round %s is committed", where, checkpoint.committed.round)
         if placement is not None:
             clusters, round_trips_s = placement.wait()
             if checkpoint.committed.round == 0:
