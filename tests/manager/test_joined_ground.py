@@ -5,22 +5,24 @@ import socket
 import ssl
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flops.core.ids import LearnerId, ProjectId
+from flops.core.ids import LearnerId, ProjectId, ServiceName
 from flops.core.settings import Settings
 from flops.core.spec import spec_from_mapping
 from flops.federation import AgentConfig, AggregatorConfig
 from flops.manager import deployment
+from flops.manager.authority import Authority
 from flops.manager.databases import open_own_database
-from flops.manager.grounds import AGENT, ProgramGround, config_file
+from flops.manager.grounds import AGENT, AGGREGATOR, ProgramGround, config_file
 from flops.manager.joined import ASSIGNMENT
 from flops.manager.paths import ProjectPaths, data_token_file
 from flops.manager.ports import Ports
-from flops.manager.rows import Learner
+from flops.manager.rows import Learner, Service
 from flops.manager.store import Store
 from flops.orchestration import ServiceSpec
 
@@ -198,3 +200,30 @@ def meet(server: ssl.SSLContext, client: ssl.SSLContext, name: str) -> bool:
     finally:
         other.close()
         serving.join(60)
+
+
+def test_whoever_is_started_again_has_a_certificate_that_lasts(home: Home) -> None:
+    """Also those here, whose configuration names the same files as before."""
+    learners = {str(one.learner): one for one in (FAR, NEAR)}
+    services = [
+        Service(ServiceName(f"{ONE}-aggregator"), AGGREGATOR, None),
+        *(Service(ServiceName(f"{ONE}-agent-{one.number}"), AGENT, one.learner) for one in (FAR, NEAR)),
+    ]
+    for service in services:
+        home.ground.specification(ONE, SPEC, service, learners, home.results[ONE])
+        assert not home.ground.needs_certificate(ONE, service)
+    folder = ProjectPaths.of(home.settings, ONE).config / "authority"
+    authority = Authority(folder)
+    before = {path.name: path.read_bytes() for path in (folder / "files").iterdir()}
+    for path in folder.glob("*.json"):
+        known = json.loads(path.read_text())
+        issued = authority.issue(path.stem, known["addresses"], client=True, days=9)
+        path.write_text(json.dumps({**known, **asdict(issued)}))
+    for service in services:
+        assert home.ground.needs_certificate(ONE, service), service
+        home.ground.specification(ONE, SPEC, service, learners, home.results[ONE])
+        assert not home.ground.needs_certificate(ONE, service), service
+    after = {path.name: path.read_bytes() for path in (folder / "files").iterdir()}
+    changed = {name for name in after if after[name] != before[name]}
+    assert {name.partition(".")[0] for name in changed} == {"aggregator", "learner-2"}
+    assert not any("ca" in name.partition(".")[2].split("-") for name in changed)
