@@ -19,7 +19,7 @@ OPEN = (
 
 def test_health_needs_no_token(manager: "ManagerProcess") -> None:
     answer = manager.client("").get("/v1/health")
-    assert answer.json() == {"status": "ok", "version": "0.1.0", "pid": manager.process.pid}
+    assert answer.json() == {"status": "ok", "version": "0.1.0", "pid": manager.process.pid, "active": None}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from flops.persistence.lease import Lease
 
 @pytest.fixture
 def process(tmp_path: Path) -> Iterator[StepProcess]:
-    process = StepProcess(tmp_path / "logs" / "steps.log")
+    process = StepProcess(tmp_path / "logs" / "steps.log", nice=3)
     yield process
     process.close()
 

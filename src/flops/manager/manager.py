@@ -88,6 +88,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREPARING_AT_ONCE = 4
+_NICE = 3
+"""Of projects' steps: they leave the processors to the manager, which is asked how far they are."""
 STOP_TIMEOUT_S = 15.0
 _DATA_CALLS_AT_ONCE = 2
 _OWN_LOG, _OWN_TAIL_BYTES = "manager", 4 << 20
@@ -831,7 +833,9 @@ class Manager:
             return {}
 
     def _step_process(self, project: ProjectId) -> StepRunner:
-        return StepProcess(ProjectPaths.of(self.settings, project).logs / "preparation.log", self._lease)
+        return StepProcess(
+            ProjectPaths.of(self.settings, project).logs / "preparation.log", self._lease, nice=_NICE
+        )
 
     def _call_data(self, step: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         self._ensure_support(recorder=False)

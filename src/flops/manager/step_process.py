@@ -27,18 +27,16 @@ from flops.core.errors import BY_CODE, FailedError, FlopsError
 from flops.core.term import boot_time, lease_end
 from flops.manager.cancellation import Cancellation
 from flops.manager.process_tree import kill_tree
+from flops.orchestration import step_aside
+from flops.telemetry import about, current, log_lines, said
 
 if TYPE_CHECKING:
     from flops.persistence.lease import Lease
-from flops.orchestration import step_aside
-from flops.telemetry import about, current, log_lines, said
 
 log = logging.getLogger(__name__)
 
 Progress = Callable[[str], None]
 
-_NICE = 3
-"""Steps leave the processors to the manager, which is asked for the projects' progress meanwhile."""
 _LAST_LINES = 5
 _LOOK_AT_LEASE_S = 0.2
 _ATTEMPTS = 5
@@ -76,11 +74,13 @@ class StepProcess:
     Args:
         lease: of the manager, where it has one: no step begins without it, and a process whose manager does
             not renew it, frozen maybe, ends by itself.
+        nice: how far its steps step aside for whoever else wants the processors.
     """
 
-    def __init__(self, log: Path, lease: "Lease | None" = None) -> None:
+    def __init__(self, log: Path, lease: "Lease | None" = None, *, nice: int = 0) -> None:
         self._log = log
         self._lease = lease
+        self._nice = nice
         self._process: subprocess.Popen[str] | None = None
 
     def run(
@@ -151,7 +151,7 @@ class StepProcess:
                     text=True,
                     start_new_session=True,
                 )
-            step_aside(self._process.pid, _NICE)
+            step_aside(self._process.pid, self._nice)
         return self._process
 
     def _ask(
