@@ -106,7 +106,7 @@ def test_a_stop_while_preparing_ends_within_five_seconds_and_leaves_nothing(
     begun = time.monotonic()
     assert client.post(f"/v1/projects/{project}/stop").json()["state"] in ("stopping", "stopped")
     events = stream(client, project)
-    assert events[-1]["data"] == {"state": "stopped", "reason": "stopped on request"}
+    assert events[-1]["data"].items() >= {"state": "stopped", "reason": "stopped on request"}.items()
     assert time.monotonic() - begun < 5
     steps = [
         child
@@ -196,7 +196,8 @@ def test_a_paused_project_lets_the_manager_end_and_can_be_resumed_by_the_next(
     client = own_manager.client()
     project = submit(client, repo=silent_server)["id"]
     assert client.post(f"/v1/projects/{project}/pause").json()["state"] in ("pausing", "paused")
-    assert stream(client, project)[-1]["data"] == {"state": "paused", "reason": "paused on request"}
+    paused = stream(client, project)[-1]["data"]
+    assert paused.items() >= {"state": "paused", "reason": "paused on request"}.items()
     assert client.post("/v1/shutdown").status_code == 202
     assert own_manager.reap() == 0
     assert still_running(own_manager.home) == []

@@ -17,7 +17,7 @@ from flops.agent.crew import Crew
 from flops.core.errors import FlopsError
 from flops.federation import AgentConfig
 from flops.federation.program import begin, end_on_signals, raise_file_limit
-from flops.telemetry import always
+from flops.telemetry import always, record_spans, send_spans
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = AgentConfig.read(path)
         always(project=config.project, learner=config.learner, request=config.traced.request)
+        record_spans("agent", config.traced.collector)
         raise_file_limit(len(config.learners()))
         crew = Crew(config)
     except FlopsError as error:
@@ -57,5 +58,6 @@ def end(workers: Callable[[], None]) -> None:
 
 if __name__ == "__main__":
     code = main()
+    send_spans()
     logging.shutdown()
     os._exit(code)  # threads that wait in the transport or for data must not keep it

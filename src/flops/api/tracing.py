@@ -6,7 +6,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flops.api.problems import REQUEST_HEADER
-from flops.telemetry import about, request_of
+from flops.telemetry import about, request_of, span, span_of_request, trace_of
 
 _TRACE_HEADER = "traceparent"
 
@@ -31,5 +31,12 @@ class Identified:
                 MutableHeaders(scope=message)[REQUEST_HEADER] = request
             await send(message)
 
-        with about(request=request):
+        above = headers.get(_TRACE_HEADER) or ""
+        known = span_of_request(request)
+        with (
+            about(request=request),
+            span(scope["method"], parent=above if trace_of(above) else "", itself=known) as seen,
+        ):
             await self._app(scope, receive, named)
+            route = scope.get("route")
+            seen.name = f"{scope['method']} {route.path}" if route is not None else scope["method"]

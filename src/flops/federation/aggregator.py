@@ -33,7 +33,7 @@ from flops.federation.roster import slots_of
 from flops.federation.space import lacks_space, needing_space
 from flops.federation.strategies import ASYNCHRONOUS
 from flops.federation.training import SynchronousTraining
-from flops.telemetry import always
+from flops.telemetry import always, record_spans, send_spans, within
 
 log = logging.getLogger(__name__)
 
@@ -167,11 +167,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = AggregatorConfig.read(path)
         always(project=config.project, request=config.traced.request)
+        record_spans("aggregator", config.traced.collector)
         raise_file_limit(len(config.members) + len(config.newcomers))
     except FlopsError as error:
         log.error("%s", error)
         return 2
-    return aggregate(config)
+    with within(config.traced.parent):
+        return aggregate(config)
 
 
 if __name__ == "__main__":
@@ -181,6 +183,7 @@ if __name__ == "__main__":
     except Exception:
         log.exception("the aggregator ends")
     finally:
+        send_spans()
         logging.shutdown()
         # Calls of learners that hang would keep the server's shutdown waiting; what counts is on disk.
         os._exit(code)

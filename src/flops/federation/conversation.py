@@ -27,7 +27,7 @@ from flops.federation.config import Link
 from flops.federation.kept_models import KeptModels, written
 from flops.federation.model_file import ModelWriter, layout_digest
 from flops.federation.tally import Tally
-from flops.telemetry import is_request
+from flops.telemetry import is_request, trace_of
 from flops_worker.tensors import Layout, LayoutError
 
 log = logging.getLogger(__name__)
@@ -67,6 +67,10 @@ class Task:
     model_fd: int
     request: str = ""
     """Id of the request that it is done for; empty: nobody's."""
+    parent: str = ""
+    """The aggregator's span (W3C) that it belongs to; empty: none is recorded."""
+    came: float = 0.0
+    """When it had come, its model included; seconds since 1970."""
 
     @property
     def name(self) -> str:
@@ -476,6 +480,8 @@ class Conversation:
                     layout=self._layout,
                     model_fd=os.dup(self._model[1]),
                     request=_request(header),
+                    parent=_parent(header),
+                    came=time.time(),
                 )
                 self._changed.notify_all()
         self._on_task()
@@ -554,6 +560,11 @@ def _request(header: Mapping[str, Any]) -> str:
     """Who is behind a task: what an aggregator says goes into log lines."""
     request = header.get("request")
     return request if isinstance(request, str) and is_request(request) else ""
+
+
+def _parent(header: Mapping[str, Any]) -> str:
+    parent = header.get("span")
+    return parent if isinstance(parent, str) and trace_of(parent) else ""
 
 
 def keep_beating(conversations: list[Conversation]) -> None:

@@ -30,7 +30,7 @@ from flops.federation.config import Member, Tls
 from flops.federation.model_file import ModelFile, layout_digest
 from flops.federation.placement import COMMAND, Placement
 from flops.federation.updates import RefusedError, SpooledBody
-from flops.telemetry import current_request
+from flops.telemetry import current_request, current_span
 from flops_worker.tensors import Layout
 
 log = logging.getLogger(__name__)
@@ -103,6 +103,8 @@ class Session:
         """
         if model is not None and (request := current_request()):
             header = {**header, "request": request}
+            if parent := current_span():
+                header["span"] = parent
         with self._changed:
             if model is not None:
                 if self._asked == (header["task"], model.number):

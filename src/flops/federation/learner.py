@@ -2,13 +2,14 @@
 
 import logging
 import os
+import time
 from collections.abc import Mapping
 from typing import Any, Protocol
 
 from flops.core.errors import FailedError, FlopsError
 from flops.federation.conversation import Conversation, Evaluated, Task, Trained
 from flops.guest import EvaluateResult, FitResult, GuestClosed, GuestError
-from flops.telemetry import about
+from flops.telemetry import about, current_span, record, span, within
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,12 @@ class Learner:
 
     def do(self, task: Task) -> bool:
         """Do one task and answer it; False when this learner's part has failed."""
-        with about(learner=self._name, round=task.round, request=task.request):
+        with (
+            about(learner=self._name, round=task.round, request=task.request),
+            within(task.parent),
+            span(f"task {task.kind}", learner=self._name, round=task.round),
+        ):
+            record("wait", task.came, time.time(), parent=current_span())
             return self._attempt(lambda: self._do(task))
 
     def _attempt(self, step: Any) -> bool:
@@ -77,7 +83,8 @@ class Learner:
 
     def _result(self, task: Task) -> Trained | Evaluated:
         if task.kind == "evaluate":
-            judged = self._code.evaluate(task.model_fd, task.round, task.config)
+            with span("compute"):
+                judged = self._code.evaluate(task.model_fd, task.round, task.config)
             log.info("evaluated the model of round %s", task.round)
             return Evaluated(judged.loss, judged.accuracy, judged.num_examples, dict(judged.metrics))
         config = dict(task.config)
@@ -85,7 +92,8 @@ class Learner:
         if config.pop("flops-evaluate-first", False):
             # Strategies such as q-FedAvg weigh an update by the global model's loss before training.
             metrics["train_loss"] = self._code.evaluate(task.model_fd, task.round, config).loss
-        fit = self._code.fit(task.model_fd, task.round, task.seed, config)
+        with span("compute"):
+            fit = self._code.fit(task.model_fd, task.round, task.seed, config)
         log.info("trained for round %s in %.3f s", task.round, fit.fit_s)
         return Trained(
             fit.num_examples,

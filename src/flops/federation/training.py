@@ -18,7 +18,7 @@ from flops.federation.hub import Hub
 from flops.federation.reports import Reporter
 from flops.federation.roster import Roster
 from flops.federation.rounds import Round, Rounds
-from flops.telemetry import about
+from flops.telemetry import about, span
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +71,7 @@ class SynchronousTraining:
         self._rounds.slowest_s = committed.slowest_s
         self._roster.begin(committed.history, committed.ejected)
         for number in range(committed.round + 1, self._plan.rounds + 1):
-            with about(round=number):
+            with about(round=number), span("round", round=number):
                 self._round(number)
         committed = self._checkpoint.committed
         return Outcome(
@@ -86,13 +86,16 @@ class SynchronousTraining:
         rounds = self._rounds
         ready = self._roster.wait_for(number, rounds.needed)
         start = self._clock.monotonic()
-        done = rounds.train(number, ready)
-        model = rounds.aggregate(done, self._checkpoint.model_path(number))
+        with span("fit", round=number):
+            done = rounds.train(number, ready)
+        with span("aggregate", round=number):
+            model = rounds.aggregate(done, self._checkpoint.model_path(number))
         rounds.take_over(number, model)
         model.close()
         if self._plan.fraction_evaluate > 0:
             ready = self._roster.wait_for(number, self._plan.min_evaluate_learners)
-            rounds.evaluate(done, ready, f"evaluate-{number}")
+            with span("evaluate", round=number):
+                rounds.evaluate(done, ready, f"evaluate-{number}")
         before = self._checkpoint.committed
         metrics = done.metrics
         better = is_better(self._plan, metrics, before)

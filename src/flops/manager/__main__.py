@@ -24,7 +24,7 @@ from flops.manager.home import Home, claim_home
 from flops.manager.manager import Manager
 from flops.manager.orchestrators import PROCESS, open_orchestrator, open_programs, recall
 from flops.persistence import lease_of
-from flops.telemetry import log_lines
+from flops.telemetry import collector_of, log_lines, record_spans, send_spans
 from flops.web import Web
 
 log = logging.getLogger("flops.manager")
@@ -51,6 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             return _manage(recall(settings), home, api, database)
         finally:
+            send_spans()
             home.withdraw()
             database.dispose()
     finally:
@@ -106,6 +107,7 @@ def _manage(settings: Settings, home: Home, api: socket.socket, database: sa.Eng
         network = home.listen_on_network()
         remote = home.listen_for_remote_reports(orchestrator.host) if orchestrator.runs_images else None
         _log_to_stderr()
+        record_spans("manager", collector_of())
         manager = Manager(
             settings,
             programs=programs,

@@ -31,7 +31,17 @@ from flops.manager.store import Store
 from flops.manager.supervision import Action, Verdict, judge
 from flops.manager.tracker import Tracker
 from flops.orchestration import Orchestrator, ServiceSpec, ServiceStatus
-from flops.telemetry import Traced, about, said
+from flops.telemetry import (
+    Traced,
+    about,
+    collector_of,
+    record,
+    records_spans,
+    said,
+    span_of_project,
+    span_of_request,
+    within,
+)
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +49,7 @@ STOP_GRACE_S = 2.0
 LAST_WORDS_S = 5.0
 _CERTIFICATES_S, _NEXT_CERTIFICATE_S = 3600.0, 60.0
 """Between looks at services' certificates, and between services that get new ones."""
+_LOOKED_THROUGH = 10_000
 
 
 @dataclass(frozen=True)
@@ -127,7 +138,8 @@ class Lifecycle:
         self._all.check_lease()
         project = self._store.project(self._project)
         self.request = project.request
-        with about(request=project.request):
+        parent = span_of_project(project.id, project.request or "")
+        with about(request=project.request), within(parent):
             return self._advance(project)
 
     def _advance(self, project: Project) -> bool:
@@ -198,7 +210,9 @@ class Lifecycle:
             results,
             rounds=project.rounds_total,
             numbers=numbers,
-            traced=Traced(project.request or ""),
+            traced=Traced(
+                project.request or "", span_of_project(project.id, project.request or ""), collector_of()
+            ),
         )
         self._all.support()
         self._all.tracker.begin(project, spec, results)
@@ -323,9 +337,30 @@ class Lifecycle:
             self._stop_services()
             if self._store.services(project.id):
                 self._end_tracking(project)
+            self._record(project)
             self._store.set_cleaned(project.id)
         self.settled = True
         return False
+
+    def _record(self, project: Project) -> None:
+        """Record the span of all that its last request set in motion."""
+        request = project.request or ""
+        if not request or not records_spans():
+            return
+        events = self._store.events(project.id, 0, _LOOKED_THROUGH)
+        begun = next(
+            (event.time for event in events if event.data.get("request") == request), project.created
+        )
+        record(
+            "project",
+            begun,
+            project.finished or self._all.clock.now(),
+            parent=span_of_request(request),
+            itself=span_of_project(project.id, request),
+            error=None if project.state is State.FINISHED else str(project.state),
+            project=project.id,
+            rounds=project.rounds_done,
+        )
 
     def _end_tracking(self, project: Project) -> None:
         results = self._store.steps(project.id)

@@ -9,6 +9,7 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from contextvars import copy_context
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from flops.manager.store import Store, Superseded
 from flops.manager.tracker import Tracker
 from flops.manager.uploads import upload_path
 from flops.persistence import DatabaseAwayError
+from flops.telemetry import span
 from flops.tracking import Result
 
 log = logging.getLogger(__name__)
@@ -78,8 +80,8 @@ class Packaging:
         """Begin to make the export's environment, in a thread, where that was not done before."""
         if self._thread is None and EXPORT_ENVIRONMENT not in request["results"]:
             self._thread = threading.Thread(
-                target=self._make_environment,
-                args=(dict(request),),
+                target=copy_context().run,  # it is done for the same request
+                args=(self._make_environment, dict(request)),
                 name=f"{self._project}-packaging",
             )
             self._thread.start()
@@ -186,7 +188,8 @@ class Packaging:
         runner = self._step_runner(self._project)
         progress = partial(self._store.add_progress, self._project, step)
         try:
-            result = runner.run(step, request, progress, self._cancellation)
+            with span(f"step {step}", project=self._project):
+                result = runner.run(step, request, progress, self._cancellation)
         except (DiskFullError, DatabaseAwayError):
             raise
         except FlopsError as error:

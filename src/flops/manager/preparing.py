@@ -20,6 +20,7 @@ from flops.manager.states import CLUSTERS, DATA, IMAGES, INITIAL_MODEL, preparin
 from flops.manager.step_process import StepRunner
 from flops.manager.store import Store, Superseded
 from flops.orchestration import Orchestrator
+from flops.telemetry import span
 
 
 def steps_of(project: Project, orchestrator: Orchestrator) -> dict[str, frozenset[str]]:
@@ -163,7 +164,8 @@ class Preparing:
                 "arguments": arguments,
             }
             progress = partial(self._store.add_progress, self._project, step)
-            result = runner.run(step, request, progress, cancellation)
+            with span(f"step {step}", project=self._project):
+                result = runner.run(step, request, progress, cancellation)
         learners = deployment.learners_of(result["sites"]) if step == DATA else ()
         self._store.finish_step(
             self._project, step, result, learners=learners, clusters=result.get("clusters")

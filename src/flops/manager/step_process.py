@@ -28,7 +28,7 @@ from flops.core.term import boot_time, lease_end
 from flops.manager.cancellation import Cancellation
 from flops.manager.process_tree import kill_tree
 from flops.orchestration import step_aside
-from flops.telemetry import about, current, log_lines, said
+from flops.telemetry import about, collector_of, current, current_span, log_lines, record_spans, said, span
 
 if TYPE_CHECKING:
     from flops.persistence.lease import Lease
@@ -111,7 +111,9 @@ class StepProcess:
             process = self._start()
             with cancellation.calling(self._kill):
                 answer = self._ask(
-                    process, {"step": step, "request": dict(request), "about": _facts()}, progress
+                    process,
+                    {"step": step, "request": dict(request), "about": _facts(), "span": current_span()},
+                    progress,
                 )
             if answer is not None:
                 return answer
@@ -219,6 +221,7 @@ def _last_lines(log: Path) -> str:
 def main() -> None:
     """Read requests from standard input and answer them, until it ends."""
     log_lines("step")
+    record_spans("step", collector_of())
     for fd in sys.argv[1:]:
         os.set_inheritable(int(fd), False)  # the user's code has no business with it
         threading.Thread(target=_end_with_lease, args=(int(fd),), daemon=True).start()
@@ -246,7 +249,7 @@ def main() -> None:
             answer({"progress": message})
 
         try:
-            with about(**question.get("about", {})):
+            with about(**question.get("about", {})), span(f"run {step}", parent=question.get("span", "")):
                 log.info("%s begins", step)
                 result = run_step(step, question["request"], progress)
                 log.info("%s has ended", step)
