@@ -1,8 +1,12 @@
 import io
+from typing import TYPE_CHECKING
 
 import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+if TYPE_CHECKING:
+    from tests.api.conftest import ManagerProcess
 
 
 def parquet() -> bytes:
@@ -51,3 +55,37 @@ def test_a_known_data_set_is_spread_over_sites(client: httpx.Client) -> None:
     assert [fragment["site"] for fragment in fragments] == ["site-1", "site-2", "site-3"]
     assert sum(fragment["num_examples"] for fragment in fragments) == 90
     assert client.post("/v1/data/mock", json=request).json()["fragments"] == fragments
+
+
+def test_data_owners_see_and_change_their_own_data_only(
+    manager: "ManagerProcess", client: httpx.Client
+) -> None:
+    def sign_in(name: str) -> httpx.Client:
+        client.post("/v1/users", json={"name": name, "role": "data-owner"}).raise_for_status()
+        made = client.post("/v1/tokens", json={"user": name, "name": "test"}).raise_for_status()
+        return manager.client(made.json()["token"])
+
+    def put(person: httpx.Client, site: str) -> httpx.Response:
+        return person.post("/v1/data/fragments", params={"tag": "owned", "site": site}, content=parquet())
+
+    def seen_by(person: httpx.Client) -> list[str]:
+        found = person.get("/v1/data/fragments", params={"tag": "owned"}).json()["fragments"]
+        return sorted(fragment["site"] for fragment in found)
+
+    dora, carl = sign_in("dora"), sign_in("carl")
+    ours = put(client, "of-nobody").json()
+    hers = put(dora, "of-dora").json()
+    assert put(dora, "of-dora").status_code == 201
+    for site in ("of-dora", "of-nobody"):
+        refused = put(carl, site)
+        assert (refused.status_code, refused.json()["code"]) == (403, "forbidden")
+        assert f"site '{site}' is not yours" in refused.json()["detail"]
+    assert carl.post("/v1/data/mock", json={"tags": ["owned"], "sites": ["of-dora"]}).status_code == 403
+    assert (seen_by(dora), seen_by(carl)) == (["of-dora"], [])
+    assert seen_by(client) == ["of-dora", "of-nobody"]
+    assert carl.get("/v1/data/tags").json() == {"tags": []}
+    for fragment in (ours, hers):
+        assert carl.delete(f"/v1/data/fragments/{fragment['id']}").status_code == 404
+    assert dora.delete(f"/v1/data/fragments/{hers['id']}").status_code == 204
+    assert put(client, "of-dora").status_code == 201  # an admin may, and takes nothing away by it
+    assert seen_by(dora) == ["of-dora"]

@@ -32,8 +32,8 @@ def _labels(given: list[str]) -> dict[str, str]:
     return labels
 
 
-def _only_of(request: Request) -> str | None:
-    """Whose joined nodes the caller sees; None: all."""
+def only_of(request: Request) -> str | None:
+    """Whose data the caller sees and changes; None: all."""
     caller = caller_of(request)
     return caller.user if caller.role is Role.DATA_OWNER else None
 
@@ -74,17 +74,24 @@ def data_routes(manager: Manager) -> APIRouter:
                 async for chunk in request.stream():
                     await asyncio.to_thread(file.write, chunk)
             return await asyncio.to_thread(
-                manager.put_fragment, path, tag, site, allow_metrics=allow_metrics, labels=labels, node=node
+                manager.put_fragment,
+                path,
+                tag,
+                site,
+                allow_metrics=allow_metrics,
+                labels=labels,
+                node=node,
+                owner=only_of(request),
             )
 
     @routes.get(
         "/fragments",
         response_model=schemas.FragmentList,
         responses=documented(HTTPStatus.SERVICE_UNAVAILABLE),
-        summary="Fragments; with tags, those with any of them; data owners see their own nodes",
+        summary="Fragments; with tags, those with any of them; data owners see their own",
     )
     def list_fragments(request: Request, tag: _Tags, site: str | None = None) -> Any:
-        return {"fragments": manager.fragments(tag, site, owner=_only_of(request))}
+        return {"fragments": manager.fragments(tag, site, owner=only_of(request))}
 
     @routes.get(
         "/tags",
@@ -93,7 +100,7 @@ def data_routes(manager: Manager) -> APIRouter:
         summary="What is held under each data tag",
     )
     def list_data_tags(request: Request) -> Any:
-        return {"tags": manager.data_tags(owner=_only_of(request))}
+        return {"tags": manager.data_tags(owner=only_of(request))}
 
     @routes.get(
         "/uses",
@@ -110,11 +117,9 @@ def data_routes(manager: Manager) -> APIRouter:
         caller = caller_of(request)
         all_of_them = caller.sees_all or caller.role is Role.DATA_OWNER
         user = None if all_of_them else caller.user
-        nodes = None
-        if caller.role is Role.DATA_OWNER:
-            nodes = manager.nodes_of_others(caller.user)
+        holdings = manager.holdings_of(caller.user) if caller.role is Role.DATA_OWNER else None
         uses = manager.uses_of_data(
-            site=site, tag=tag, user=user, teams=caller.teams, hidden_nodes=nodes, limit=limit
+            site=site, tag=tag, user=user, teams=caller.teams, holdings=holdings, limit=limit
         )
         return {"uses": uses}
 
@@ -124,8 +129,8 @@ def data_routes(manager: Manager) -> APIRouter:
         responses=documented(HTTPStatus.NOT_FOUND, HTTPStatus.SERVICE_UNAVAILABLE),
         summary="Remove a fragment",
     )
-    def drop_fragment(fragment: str) -> Response:
-        manager.drop_fragment(fragment)
+    def drop_fragment(fragment: str, request: Request) -> Response:
+        manager.drop_fragment(fragment, owner=only_of(request))
         return Response(status_code=HTTPStatus.NO_CONTENT)
 
     @routes.post(
@@ -135,10 +140,11 @@ def data_routes(manager: Manager) -> APIRouter:
         openapi_extra=SLOW,
         summary="Spread a known data set over sites",
     )
-    def mock_data(request: schemas.MockRequest) -> Any:
-        sites = request.sites
+    def mock_data(wanted: schemas.MockRequest, request: Request) -> Any:
+        sites = wanted.sites
         if isinstance(sites, int):
             sites = [f"site-{number}" for number in range(1, sites + 1)]
-        return {"fragments": manager.mock(request.model_dump() | {"sites": sites})}
+        arguments = wanted.model_dump() | {"sites": sites}
+        return {"fragments": manager.mock(arguments, owner=only_of(request))}
 
     return routes

@@ -125,11 +125,13 @@ async def _of_http(request: Request, error: Exception) -> JSONResponse:
 
 
 def _methods(request: Request) -> set[str]:
-    """What may be done at a path: several routes may share it."""
+    """What may be done at a path: several routes may share it. A path without parameters comes before those
+    with, as the OpenAPI document has it.
+    """
     paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
-    found = (
-        item for path, item in paths.items() if re.fullmatch(_NAMED.sub("[^/]+", path), request.url.path)
-    )
+    asked = request.url.path
+    matching = [item for path, item in paths.items() if re.fullmatch(_NAMED.sub("[^/]+", path), asked)]
+    found = [paths[asked]] if asked in paths else matching
     return {method.upper() for item in found for method in item}
 
 

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flops.api.access import caller_of, sight_of
 from flops.api.behind import gui_url
+from flops.api.data import only_of
 from flops.api.once import IdempotencyKey, once
 from flops.api.problems import SLOW, documented
 from flops.core.errors import ForbiddenError, InvalidInputError
@@ -96,7 +97,7 @@ def reference_routes(manager: Manager) -> APIRouter:
         openapi_extra=SLOW,
         summary="Spread a known data set over sites",
     )
-    def mock_sla(sla: MockSla) -> Any:
+    def mock_sla(sla: MockSla, request: Request) -> Any:
         wanted = sla.mock_data_configuration
         if wanted.dataset_name not in _DATA_SETS:
             raise InvalidInputError(
@@ -111,7 +112,8 @@ def reference_routes(manager: Manager) -> APIRouter:
                 "sites": sites,
                 "partition": "iid",
                 "seed": 0,
-            }
+            },
+            owner=only_of(request),
         )
         message = "New Mock-Data-Provider started successfully"
         return {"message": message, "fragments": [fragment["id"] for fragment in made]}

@@ -309,7 +309,7 @@ class Operations(ABC):
         return cast(EventList, self._json(call))
 
     def list_fragments(self, *, tag: Sequence[str] | None = None, site: str | None = None) -> FragmentList:
-        """Fragments; with tags, those with any of them; data owners see their own nodes"""
+        """Fragments; with tags, those with any of them; data owners see their own"""
         call = Call("GET", "/v1/data/fragments", query={"tag": tag, "site": site})
         return cast(FragmentList, self._json(call))
 
@@ -848,7 +848,7 @@ class AsyncOperations(ABC):
     async def list_fragments(
         self, *, tag: Sequence[str] | None = None, site: str | None = None
     ) -> FragmentList:
-        """Fragments; with tags, those with any of them; data owners see their own nodes"""
+        """Fragments; with tags, those with any of them; data owners see their own"""
         call = Call("GET", "/v1/data/fragments", query={"tag": tag, "site": site})
         return cast(FragmentList, await self._json(call))
 

@@ -51,6 +51,7 @@ from flops.manager.nodes import Nodes
 from flops.manager.offering import offers_of
 from flops.manager.once import CarryOut, Once, OnceRequest
 from flops.manager.orchestrators import open_programs
+from flops.manager.ownership import Holdings, SiteOwners
 from flops.manager.paths import ProjectPaths, write_private_json
 from flops.manager.placing import Placing
 from flops.manager.ports import Ports
@@ -134,6 +135,7 @@ class Manager:
         self._store = Store(database, self._clock, self.broadcast.notify, self.figures)
         self.figures.watch_projects(self._store.counts)
         self._once = Once(database, self._clock)
+        self._site_owners = SiteOwners(database, self._clock)
         self.identity = IdentityStore(database, self._clock)
         self.identity.ensure_admin()
         self.sign_ins = self._open_sign_ins()
@@ -549,12 +551,17 @@ class Manager:
         allow_metrics: bool = False,
         labels: Mapping[str, str] | None = None,
         node: str | None = None,
+        owner: str | None = None,
     ) -> dict[str, Any]:
         """Store one Parquet file.
 
         Args:
             node: where; None: where the site's data are, else where the fewest sites are.
+            owner: whose the site has to be, or becomes; None: anybody's.
+        Raises:
+            ForbiddenError: the site is not theirs.
         """
+        self._claim([site], owner)
         arguments = {
             "file": str(file),
             "tags": list(tags),
@@ -571,9 +578,12 @@ class Manager:
         """Of all nodes; what joined ones hold as far as they say it.
 
         Args:
-            owner: of joined nodes only theirs.
+            owner: only what is theirs.
         """
         own = list(self._call_data("data-list", {"tags": list(tags), "site": site})["fragments"])
+        if owner is not None:
+            theirs = self._site_owners.of(owner)
+            own = [fragment for fragment in own if fragment["site"] in theirs]
         return own + held_fragments(self.joined.store.nodes(owner=owner), tags, site)
 
     def data_tags(self, *, owner: str | None = None) -> list[dict[str, Any]]:
@@ -594,13 +604,35 @@ class Manager:
         """What ran on whose data; see `flops.manager.usage.uses_of_data`."""
         return self._store.uses_of_data(**wanted)
 
-    def drop_fragment(self, fragment: str) -> None:
-        """Raises: NotFoundError: there is no such fragment."""
+    def drop_fragment(self, fragment: str, *, owner: str | None = None) -> None:
+        """Remove a fragment, of an owner's if one is named.
+
+        Raises:
+            NotFoundError: there is no such fragment, or it is not theirs.
+        """
+        if owner is not None and all(one["id"] != fragment for one in self.fragments((), None, owner=owner)):
+            raise NotFoundError(f"there is no fragment '{fragment[:80]}' of yours - see 'flops data ls'")
         self._call_data("data-drop", {"id": fragment})
 
-    def mock(self, arguments: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Spread a known data set over sites; see `flops.data.mock`."""
+    def mock(self, arguments: Mapping[str, Any], *, owner: str | None = None) -> list[dict[str, Any]]:
+        """Spread a known data set over sites; see `flops.data.mock`, and for ``owner`` `put_fragment`."""
+        self._claim(arguments["sites"], owner)
         return list(self._call_data("data-mock", arguments)["fragments"])
+
+    def holdings_of(self, owner: str) -> Holdings:
+        """What of all data is theirs."""
+        nodes = self.joined.store.nodes(gone=True)
+        return Holdings(
+            sites=self._site_owners.of(owner),
+            nodes=[node.name for node in nodes if node.owner == owner],
+            strange_nodes=[node.name for node in nodes if node.owner != owner],
+        )
+
+    def _claim(self, sites: Sequence[str], owner: str | None) -> None:
+        if owner is not None:
+            self._site_owners.claim(
+                sites, owner, lambda: {fragment["site"] for fragment in self.fragments((), None)}
+            )
 
     # models
 
@@ -678,10 +710,6 @@ class Manager:
         """
         now = self._clock.now()
         return [joined_node_view(node, now) for node in self.joined.store.nodes(owner=owner)]
-
-    def nodes_of_others(self, owner: str) -> list[str]:
-        """Names of joined nodes, those that have left among them, that are not this owner's."""
-        return [node.name for node in self.joined.store.nodes(gone=True) if node.owner != owner]
 
     def add_join_token(self, node: str, owner: str, lasts_s: float) -> tuple[JoinToken, str]:
         """A token with which one machine joins, and its text; see `NodeStore.add_token`.

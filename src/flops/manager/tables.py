@@ -171,6 +171,15 @@ models = Table(
     Column("team", String(60)),
 )
 
+# Of the manager's own nodes; see `flops.manager.ownership`.
+sites = Table(
+    "sites",
+    metadata,
+    Column("site", String(200), primary_key=True),
+    Column("owner", String(60), nullable=False, index=True),
+    Column("created", Float, nullable=False),
+)
+
 # Of creating requests that brought an Idempotency-Key; see `flops.manager.once`.
 answers = Table(
     "answers",

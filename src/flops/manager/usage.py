@@ -8,6 +8,7 @@ from sqlalchemy import Connection
 
 from flops.core.events import EventKind
 from flops.manager import tables
+from flops.manager.ownership import Holdings
 from flops.manager.states import DATA, IMAGES
 
 _FETCH = "fetch"
@@ -21,7 +22,7 @@ def uses_of_data(
     tag: str | None = None,
     user: str | None = None,
     teams: Collection[str] = (),
-    hidden_nodes: Collection[str] | None = None,
+    holdings: Holdings | None = None,
     limit: int = 100,
 ) -> list[dict[str, Any]]:
     """One entry for each site and project, those of the newest projects first.
@@ -29,7 +30,7 @@ def uses_of_data(
     Args:
         site, tag: only what used data of this site, or under this tag.
         user: only of projects of this user, or of one of ``teams``; None: of all.
-        hidden_nodes: nothing of learners there.
+        holdings: only what used these data; None: any.
     """
     projects, learners = tables.projects, tables.learners
     query = (
@@ -45,8 +46,9 @@ def uses_of_data(
     )
     if site is not None:
         query = query.where(learners.c.site == site)
-    if hidden_nodes:
-        query = query.where(learners.c.node.not_in(hidden_nodes))
+    if holdings is not None:
+        there = learners.c.site.in_(holdings.sites) & learners.c.node.not_in(holdings.strange_nodes)
+        query = query.where(there | learners.c.node.in_(holdings.nodes))
     if user is not None:
         query = query.where(sa.or_(projects.c.owner == user, projects.c.team.in_(teams)))
     rows = connection.execute(query).all()
