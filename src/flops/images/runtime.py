@@ -43,7 +43,7 @@ UNUSED = (
 """Patterns of files of these that no program of ours loads."""
 
 _OLDEST_PYTHON = (3, 11)
-_PROGRAMS = ("core", "guest", "federation", "agent", "data", "serving")
+_PROGRAMS = ("core", "guest", "telemetry", "federation", "agent", "data", "serving")
 _GUEST = ("flops_worker", "flops_utils")
 _OWNER = 10_001
 _SUFFIXES = (".py", ".typed", ".json")
