@@ -176,7 +176,7 @@ def test_answers_that_nobody_asked_for_end_the_session_and_count(start: Start) -
 
 
 def test_a_learner_that_connects_over_and_over_is_ejected(start: Start) -> None:
-    federation = start(learners=2, rounds=400, **ONE)
+    federation = start(learners=2, rounds=4000, **ONE)
     federation.learner("a", fit=_pausing(0.02))
     for _ in range(150):
         client, _, reader, _ = federation.exchange("b")
