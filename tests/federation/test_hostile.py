@@ -48,7 +48,7 @@ class Exchange:
         self.write_metadata(metadata)
 
     def wait_for(self, count: int) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while len(self.written) < count:
             self.changed.clear()
             assert time.monotonic() < deadline
