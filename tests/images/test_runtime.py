@@ -1,7 +1,6 @@
 """FLOps' own part of images holds all that its programs import, as far as imports tell."""
 
 import importlib.metadata
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +25,7 @@ def lay_down(distributions: tuple[str, ...], folder: Path) -> None:
         for top in {file.parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
             link = folder / top
             if not link.exists():
-                link.symlink_to(Path(os.fspath(distribution.locate_file(top))))
+                link.symlink_to(Path(str(distribution.locate_file(top))))
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
