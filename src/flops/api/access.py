@@ -39,7 +39,7 @@ _PER_S, _BURST = 50.0, 500
 """Requests of one token."""
 _SHOWN = 18
 """Of a token: ``flops_`` and its id, which is no secret."""
-_SHOWN_OF_NODE = 22
+SHOWN_OF_NODE = 22
 """Of a node's credential, and of a join token: the same."""
 
 
@@ -166,7 +166,7 @@ class NodeGuard:
                 f"{caller.user} may not {request.method} {request.url.path}, it is for machines that "
                 "joined - see 'flops node ls'"
             )
-        with self._limits.trying(request, text, _SHOWN_OF_NODE):
+        with self._limits.trying(request, text, SHOWN_OF_NODE):
             node = self._manager.joined.store.proven(text)
             if self._manager.identity.user(node.owner).disabled:
                 raise UnauthorizedError(

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Path, Request
 from fastapi.responses import StreamingResponse
 
 from flops.api import node_schemas as schemas
-from flops.api.access import Limits, node_of
+from flops.api.access import SHOWN_OF_NODE, Limits, node_of
 from flops.api.problems import SLOW, documented
 from flops.core.ids import project_id
 from flops.fleet import Seen
@@ -22,7 +22,6 @@ from flops.manager import Manager
 
 SYNC_PATH = "/v1/node/sync"
 MAX_SYNC_BYTES = 8 << 20
-_SHOWN = 22
 _PART_BYTES = 1 << 20
 _Project = Annotated[str, Path(max_length=20)]
 
@@ -39,7 +38,7 @@ def joining_routes(manager: Manager, limits: Limits) -> APIRouter:
         summary="Join as a node, once, with a join token",
     )
     def join_node(wanted: schemas.Joining, request: Request) -> Any:
-        with limits.trying(request, wanted.token, _SHOWN):
+        with limits.trying(request, wanted.token, SHOWN_OF_NODE):
             node, credential = manager.joined.join(
                 wanted.token,
                 platform=wanted.platform,

@@ -8,8 +8,19 @@ import typer
 
 from flops.cli.output import JsonFlag, age, print_json, print_table, say, size
 
-_SITE_HELP = "The place whose data it is; each place is one learner."
 _ALPHA, _SHARDS = 0.5, 2
+FileArguments = Annotated[
+    list[Path],
+    typer.Argument(metavar="FILE...", exists=True, dir_okay=False, help="Parquet or CSV files."),
+]
+SiteOption = Annotated[str, typer.Option(help="The place whose data it is; each place is one learner.")]
+MetricsOption = Annotated[
+    bool, typer.Option("--allow-metrics", help="Let this data's own metrics be tracked and shown.")
+]
+LabelOptions = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="What is known of the place (repeatable)."),
+]
 TagOptions = Annotated[list[str] | None, typer.Option("--tag", "-t", help="A data tag (repeatable).")]
 
 
@@ -28,19 +39,11 @@ def register(app: typer.Typer) -> None:
 
 
 def put(
-    files: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE...", exists=True, dir_okay=False, help="Parquet or CSV files."),
-    ],
+    files: FileArguments,
     tag: TagOptions = None,
-    site: Annotated[str, typer.Option(help=_SITE_HELP)] = "local",
-    allow_metrics: Annotated[
-        bool, typer.Option("--allow-metrics", help="Let this data's own metrics be tracked and shown.")
-    ] = False,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="What is known of the place (repeatable)."),
-    ] = None,
+    site: SiteOption = "local",
+    allow_metrics: MetricsOption = False,
+    label: LabelOptions = None,
     node: Annotated[
         str | None,
         typer.Option(help="Where an orchestrator of many nodes keeps it; where the site's data are already."),

@@ -5,11 +5,11 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from flops.cli.data import FileArguments, LabelOptions, MetricsOption, SiteOption, TagOptions
 from flops.cli.output import JsonFlag, age, clean, duration, note, print_json, print_table, say, size
 from flops.core.consent import Consent
 from flops.core.errors import ConflictError, InvalidInputError
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from flops.node.home import NodeHome
 
 _PANEL = "On a data owner's machine"
-_SITE_HELP = "The place whose data it is; each place is one learner."
 _STYLES = {
     "running": "green",
     "pending": "cyan",
@@ -239,19 +238,11 @@ def allow(
 
 
 def put(
-    files: Annotated[
-        list[Path],
-        typer.Argument(metavar="FILE...", exists=True, dir_okay=False, help="Parquet or CSV files."),
-    ],
-    tag: Annotated[list[str] | None, typer.Option("--tag", "-t", help="A data tag (repeatable).")] = None,
-    site: Annotated[str, typer.Option(help=_SITE_HELP)] = "local",
-    allow_metrics: Annotated[
-        bool, typer.Option("--allow-metrics", help="Let this data's own metrics be tracked and shown.")
-    ] = False,
-    label: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=VALUE", help="What is known of the place (repeatable)."),
-    ] = None,
+    files: FileArguments,
+    tag: TagOptions = None,
+    site: SiteOption = "local",
+    allow_metrics: MetricsOption = False,
+    label: LabelOptions = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Store files on this machine; the manager hears of tags and counts, never of rows."""

@@ -16,8 +16,8 @@ from flops.client.address import Address, local_address, local_token, standby_ad
 from flops.client.login import find_login
 from flops.core.errors import FailedError, FlopsError, InvalidInputError
 from flops.core.settings import Settings
+from flops.telemetry import last_lines
 
-_LOG_TAIL_LINES = 15
 _LOOK_AGAIN_S = 0.03
 _GRACE_S = 5.0
 _HEALTH_TIMEOUT_S = 5.0
@@ -184,7 +184,7 @@ def _start(
             if (code := process.poll()) is not None:
                 raise FailedError(
                     f"the manager could not start (exit code {code}) - its log, {log}, ends with:\n"
-                    + _tail(log, start)
+                    + last_lines(log, start)
                 )
             time.sleep(_LOOK_AGAIN_S)
     except BaseException:
@@ -193,7 +193,7 @@ def _start(
     _end(process)
     raise FailedError(
         f"the manager did not answer within {deadline_s:g} s and was stopped - its log, {log}, ends with:\n"
-        + _tail(log, start)
+        + last_lines(log, start)
     )
 
 
@@ -218,13 +218,6 @@ def wait_until_gone(settings: Settings, client: Client, *, deadline_s: float = 2
                     return True
             time.sleep(_LOOK_AGAIN_S)
     return False
-
-
-def _tail(log: Path, start: int) -> str:
-    with log.open("rb") as file:
-        file.seek(start)
-        lines = file.read().decode(errors="replace").splitlines()
-    return "\n".join(f"  {line}" for line in lines[-_LOG_TAIL_LINES:]) or "  (nothing)"
 
 
 @contextlib.contextmanager

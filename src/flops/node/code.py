@@ -15,9 +15,6 @@ MAX_DEPTH = 64
 _MAX_NAME = 255
 _PART_BYTES = 1 << 20
 
-Fetch = Callable[[BinaryIO], None]
-"""Writes the archive into a file; see `Bounded`."""
-
 
 class Bounded:
     """A file that takes what it was promised, and no more.

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from flops.core.consent import Consent
@@ -19,6 +18,7 @@ from flops.core.errors import ConflictError, FailedError, FlopsError, NotFoundEr
 from flops.federation.tally import Counts, read_tally
 from flops.node.home import Membership, NodeHome
 from flops.node.journal import read_journal
+from flops.telemetry import last_lines
 
 if TYPE_CHECKING:
     from flops.data import DataClient, Fragment
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 _READY_S = 60.0
 _END_S = 30.0
 _LOOK_AGAIN_S = 0.05
-_LOG_TAIL_LINES = 15
 
 
 def join(home: NodeHome, url: str, ca: str | None, token: str, consent: Consent) -> Membership:
@@ -91,7 +90,7 @@ def start(
                 return home.status()
             raise FailedError(
                 f"the node could not start (exit code {code}) - its log, {home.log_file}, ends with:\n"
-                + _tail(home.log_file, begun_at)
+                + last_lines(home.log_file, begun_at)
             )
         time.sleep(_LOOK_AGAIN_S)
     process.returncode = 0
@@ -334,10 +333,3 @@ def _end_leftovers(home: NodeHome) -> bool:
     finally:
         orchestrator.close()
         os.close(lock)
-
-
-def _tail(log: Path, start: int) -> str:
-    with log.open("rb") as file:
-        file.seek(start)
-        lines = file.read().decode(errors="replace").splitlines()
-    return "\n".join(f"  {line}" for line in lines[-_LOG_TAIL_LINES:]) or "  (nothing)"

@@ -371,9 +371,5 @@ class Lease:
                 raise told from error
 
 
-def _who(holder: Holder | None) -> tuple[str, str | None] | None:
-    return (holder.holder, holder.address) if holder is not None else None
-
-
 def _application_name(holder: str) -> str:
     return f"flops {holder}"

@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from flops.telemetry.context import FIELDS, always, current
 
 MAX_MESSAGE_CHARS = 16_384
 _MAX_LINE_CHARS = 200_000
+_QUOTED_LINES = 15
 _HIDDEN = "***"
 # Users and passwords of addresses, our tokens, and whatever a header calls a bearer's.
 _CREDENTIALS = (
@@ -110,6 +112,14 @@ def belongs(text: str, **facts: str) -> bool:
     """Whether a line of ours carries these facts."""
     line = parse(text)
     return line is not None and all(line.facts.get(name) == value for name, value in facts.items())
+
+
+def last_lines(log: Path, start: int) -> str:
+    """The end of what was written to a log behind an offset, indented, for an error that quotes it."""
+    with log.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").splitlines()
+    return "\n".join(f"  {line}" for line in lines[-_QUOTED_LINES:]) or "  (nothing)"
 
 
 def _program() -> str:
