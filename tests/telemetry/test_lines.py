@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flops.core import tokens
 from flops.telemetry import JsonLines, about, belongs, parse, readable, said, without_credentials
 
 TOKEN = f"flops_0123456789ab_{'S' * 43}"
@@ -65,6 +66,12 @@ def test_credentials_are_left_out_of_tracebacks_too() -> None:
         line = written("failed", error=error)
     assert "SSSS" not in line
     assert "OSError: 401 for flops_0123456789ab_***" in json.loads(line)["traceback"]
+
+
+@pytest.mark.parametrize("prefix", [tokens.USER, tokens.JOIN, tokens.NODE])
+def test_tokens_of_every_kind_are_left_out(prefix: str) -> None:
+    number, text = tokens.make(prefix)
+    assert said(written("%s", f"no such token {text}")) == f"no such token {prefix}_{number}_***"
 
 
 def test_a_long_message_is_cut() -> None:

@@ -16,7 +16,9 @@ NODE = "flopsnode"
 """Of what a joined machine proves itself with."""
 
 _ID_BYTES, _SECRET_BYTES = 6, 32
-_FORM = re.compile(r"(flops|flopsjoin|flopsnode)_([0-9a-f]{12})_[A-Za-z0-9_-]{43}")
+BEGINNING = rf"(?:{USER}|{JOIN}|{NODE})_[0-9a-f]{{12}}_"
+"""Pattern of what is no secret of a token, of whichever kind."""
+_FORM = re.compile(rf"({USER}|{JOIN}|{NODE})_([0-9a-f]{{12}})_[A-Za-z0-9_-]{{43}}")
 
 
 def make(prefix: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from flops.core.tokens import BEGINNING
 from flops.telemetry.context import FIELDS, always, current
 
 MAX_MESSAGE_CHARS = 16_384
@@ -23,7 +24,7 @@ _HIDDEN = "***"
 # Users and passwords of addresses, our tokens, and whatever a header calls a bearer's.
 _CREDENTIALS = (
     (re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"]+@"), rf"\1{_HIDDEN}@"),
-    (re.compile(r"\b(flops_[0-9a-f]{12}_)[A-Za-z0-9_-]{20,}"), rf"\1{_HIDDEN}"),
+    (re.compile(rf"\b({BEGINNING})[A-Za-z0-9_-]{{20,}}"), rf"\1{_HIDDEN}"),
     (re.compile(r"(?i)\b(bearer|basic)(\s+)[A-Za-z0-9._~+/=-]{16,}"), rf"\1\2{_HIDDEN}"),
     (
         re.compile(r"(?i)([?&](?:token|access_token|password|secret|key|sig|signature)=)[^\s&'\"]+"),
