@@ -15,6 +15,16 @@ import pytest
 
 DEADLINE_S = 60.0
 
+OPEN = (
+    "/v1/health",
+    "/v1/authority",
+    "/v1/node/join",
+    "/v1/oidc",
+    "/v1/oidc/begin",
+    "/v1/oidc/finish",
+)
+"""Answered without a user's token."""
+
 
 class ManagerProcess:
     """One FLOPS_HOME, and the manager that runs on it at present."""

@@ -3,18 +3,10 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+from tests.api.conftest import OPEN
+
 if TYPE_CHECKING:
     from tests.api.conftest import ManagerProcess
-
-OPEN = (
-    "/v1/health",
-    "/v1/authority",
-    "/v1/node/join",
-    "/v1/oidc",
-    "/v1/oidc/begin",
-    "/v1/oidc/finish",
-)
-"""Answered without a user's token."""
 
 
 def test_health_needs_no_token(manager: "ManagerProcess") -> None:

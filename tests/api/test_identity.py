@@ -10,22 +10,13 @@ import pytest
 
 from flops.api.policy import permission_of
 from flops.identity import PERMISSIONS, Caller, Role
+from tests.api.conftest import OPEN
 
 if TYPE_CHECKING:
     from tests.api.conftest import ManagerProcess
 
 SPEC = {"repo": "/nowhere/at/all", "data": {"tags": ["x"]}}
 SignIn = Callable[..., httpx.Client]
-
-OPEN = (
-    "/v1/health",
-    "/v1/authority",
-    "/v1/node/join",
-    "/v1/oidc",
-    "/v1/oidc/begin",
-    "/v1/oidc/finish",
-)
-"""Answered without a user's token."""
 
 
 @pytest.fixture

@@ -141,7 +141,9 @@ class Manager:
         self.sign_ins = self._open_sign_ins()
         self.audit = AuditLog(database, self._clock)
         self._programs = self._permitted(programs or orchestrator or open_programs(settings, self.may_act))
-        base = self._permitted(orchestrator) if orchestrator is not None else self._programs
+        base = self._programs  # one orchestrator is one also behind what asks for permission
+        if orchestrator is not None and programs is not None and orchestrator is not programs:
+            base = self._permitted(orchestrator)
         self.joined = JoinedNodes(settings.home / "joined", database, self._clock, self.broadcast)
         self._orchestrator = self._permitted(Placing(base, self.joined))
         ports = Ports(settings.home / "ports.json")
@@ -175,7 +177,9 @@ class Manager:
                 check_lease=self._check_lease,
             )
         )
-        self._top = Top(self._store, self._programs, self._orchestrator, self._clock)
+        # Where one runs everything it is asked once: each look goes through all processes.
+        programs = self._orchestrator if base is self._programs else self._programs
+        self._top = Top(self._store, programs, self._orchestrator, self._clock)
         self._data_calls = threading.BoundedSemaphore(_DATA_CALLS_AT_ONCE)
         self._closing = Cancellation()
         self._results = self._spool.listen_for_results()
