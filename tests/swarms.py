@@ -21,6 +21,7 @@ from typing import Any
 
 import docker
 
+from tests import namespaces
 from tests.engines import IMAGE, _image_archive, can_run_engines
 
 REPOSITORY = "flops-test"
@@ -216,22 +217,8 @@ class PrivateSwarm:
         self.image = self.publish(REPOSITORY, {})
 
     def _connect(self) -> None:
-        lan, host = f"{self._prefix}-lan", f"fsw{os.getpid()}"
-        _ip("netns", "add", lan)
-        _ip("-n", lan, "link", "add", "lan", "type", "bridge")
-        _ip("-n", lan, "link", "set", "lan", "up")
-        _ip("link", "add", host, "type", "veth", "peer", "name", "host", "netns", lan)
-        _ip("-n", lan, "link", "set", "host", "master", "lan", "up")
-        _ip("address", "add", f"{self.host}/24", "dev", host)
-        _ip("link", "set", host, "up")
-        for number, node in enumerate(self.nodes):
-            _ip("netns", "add", node.namespace)
-            _ip("-n", node.namespace, "link", "set", "lo", "up")
-            peer = ("peer", "name", f"node{number}", "netns", lan)
-            _ip("-n", node.namespace, "link", "add", "eth0", "type", "veth", *peer)
-            _ip("-n", lan, "link", "set", f"node{number}", "master", "lan", "up")
-            _ip("-n", node.namespace, "address", "add", f"{node.address}/24", "dev", "eth0")
-            _ip("-n", node.namespace, "link", "set", "eth0", "up")
+        machines = {node.namespace: node.address for node in self.nodes}
+        namespaces.connect(self._prefix, _host(os.getpid()), self.host, machines)
 
     def start_registry(self) -> None:
         configuration = self.folder / "registry.yml"
@@ -294,7 +281,7 @@ def private_swarm(workers: int = 2) -> Iterator[PrivateSwarm]:
     """A running swarm. One per process at a time."""
     _clear_leftovers()
     folder = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
-    swarm = PrivateSwarm(folder, _free_subnet(), workers)
+    swarm = PrivateSwarm(folder, namespaces.free_subnet(), workers)
     try:
         swarm.start()
         yield swarm
@@ -302,28 +289,19 @@ def private_swarm(workers: int = 2) -> Iterator[PrivateSwarm]:
         swarm.close()
 
 
-def _free_subnet() -> str:
-    """Three quarters of an address: a network of private use that this machine has no way to yet."""
-    taken = _ip("-4", "address", "show") + _ip("-4", "route", "show", "table", "all")
-    candidates = (f"10.213.{(os.getpid() + step) % 250 + 1}" for step in range(250))
-    return next(subnet for subnet in candidates if f"{subnet}." not in taken)
+def _host(owner: int) -> str:
+    return f"fsw{owner}"
 
 
 def _clear_leftovers() -> None:
     """Clear away swarms whose test run is gone. Their processes went with it."""
-    owners = {line.split("-")[2] for line in _ip("netns", "list").splitlines() if line.startswith(_PREFIX)}
     folders = [*Path(tempfile.gettempdir()).glob(f"{_PREFIX}*")]
-    for owner in owners | {folder.name.split("-")[2] for folder in folders}:
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            _clear(int(owner), *(folder for folder in folders if folder.name.split("-")[2] == owner))
+    for owner in namespaces.owners_that_are_gone(_PREFIX, (folder.name for folder in folders)):
+        _clear(owner, *(folder for folder in folders if folder.name.split("-")[2] == str(owner)))
 
 
 def _clear(owner: int, *folders: Path) -> None:
-    for line in _ip("netns", "list").splitlines():
-        name = line.split()[0]
-        if name.startswith(f"{_PREFIX}{owner}-"):
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
-    subprocess.run(["ip", "link", "delete", f"fsw{owner}"], capture_output=True, check=False)
+    namespaces.disconnect(f"{_PREFIX}{owner}", _host(owner))
     for pattern in (f"{_PREFIX}{owner}-*", f"*/{_PREFIX}{owner}-*"):  # of both versions of control groups
         for group in Path("/sys/fs/cgroup").glob(pattern):
             for parent, _, _ in os.walk(group, topdown=False):
@@ -331,9 +309,3 @@ def _clear(owner: int, *folders: Path) -> None:
                     Path(parent).rmdir()
     for folder in folders:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _ip(*words: str) -> str:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
-    return done.stdout

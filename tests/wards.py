@@ -11,9 +11,8 @@ import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
-from tests.swarms import _free_subnet, _ip
+from tests import namespaces
 
 _PREFIX = "flops-ward-"
 
@@ -43,7 +42,7 @@ class Ward:
     def plug(self, *, connected: bool) -> None:
         """Pull its network cable, or put it in again."""
         assert self.namespace is not None
-        _ip("-n", self.namespace, "link", "set", "eth0", "up" if connected else "down")
+        namespaces.ip("-n", self.namespace, "link", "set", "eth0", "up" if connected else "down")
 
     def takes_connections(self, port: int) -> bool:
         """Whether somebody outside reaches a program that listens there on all addresses."""
@@ -70,41 +69,15 @@ def wards(count: int) -> Iterator[tuple[str, Sequence[Ward]]]:
     if not can_make_namespaces():
         yield "127.0.0.1", [Ward(number, None, "127.0.0.1") for number in range(1, count + 1)]
         return
-    _clear_leftovers()
-    subnet = _free_subnet()
+    for owner in namespaces.owners_that_are_gone(_PREFIX):
+        namespaces.disconnect(f"{_PREFIX}{owner}", _host(owner))
+    subnet = namespaces.free_subnet()
     prefix = f"{_PREFIX}{os.getpid()}"
-    lan, host = f"{prefix}-lan", f"fwd{os.getpid()}"
     made = [Ward(n, f"{prefix}-{n}", f"{subnet}.{20 + n}") for n in range(1, count + 1)]
     try:
-        _ip("netns", "add", lan)
-        _ip("-n", lan, "link", "add", "lan", "type", "bridge")
-        _ip("-n", lan, "link", "set", "lan", "up")
-        _ip("link", "add", host, "type", "veth", "peer", "name", "host", "netns", lan)
-        _ip("-n", lan, "link", "set", "host", "master", "lan", "up")
-        _ip("address", "add", f"{subnet}.1/24", "dev", host)
-        _ip("link", "set", host, "up")
+        machines = {str(ward.namespace): ward.address for ward in made}
+        namespaces.connect(prefix, _host(os.getpid()), f"{subnet}.1", machines)
         for ward in made:
-            assert ward.namespace is not None
-            _ip("netns", "add", ward.namespace)
-            _ip("-n", ward.namespace, "link", "set", "lo", "up")
-            port = f"ward{ward.number}"
-            _ip(
-                "-n",
-                ward.namespace,
-                "link",
-                "add",
-                "eth0",
-                "type",
-                "veth",
-                "peer",
-                "name",
-                port,
-                "netns",
-                lan,
-            )
-            _ip("-n", lan, "link", "set", port, "master", "lan", "up")
-            _ip("-n", ward.namespace, "address", "add", f"{ward.address}/24", "dev", "eth0")
-            _ip("-n", ward.namespace, "link", "set", "eth0", "up")
             for rule in (
                 ("-P", "INPUT", "DROP"),
                 ("-A", "INPUT", "-i", "lo", "-j", "ACCEPT"),
@@ -113,19 +86,8 @@ def wards(count: int) -> Iterator[tuple[str, Sequence[Ward]]]:
                 subprocess.run(ward.command("iptables", "--wait", *rule), check=True, capture_output=True)
         yield f"{subnet}.1", made
     finally:
-        _clear(os.getpid())
+        namespaces.disconnect(prefix, _host(os.getpid()))
 
 
-def _clear_leftovers() -> None:
-    owners = {line.split("-")[2] for line in _ip("netns", "list").splitlines() if line.startswith(_PREFIX)}
-    for owner in owners:
-        if owner.split()[0].isdigit() and not Path(f"/proc/{owner.split()[0]}").exists():
-            _clear(int(owner.split()[0]))
-
-
-def _clear(owner: int) -> None:
-    for line in _ip("netns", "list").splitlines():
-        name = line.split()[0]
-        if name.startswith(f"{_PREFIX}{owner}-"):
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True, check=False)
-    subprocess.run(["ip", "link", "delete", f"fwd{owner}"], capture_output=True, check=False)
+def _host(owner: int) -> str:
+    return f"fwd{owner}"
