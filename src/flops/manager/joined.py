@@ -17,13 +17,14 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
 import sqlalchemy as sa
 
 from flops.core.clock import Clock
-from flops.core.errors import ConflictError, InvalidInputError
+from flops.core.errors import ConflictError, InvalidInputError, NotFoundError
 from flops.core.ids import ServiceName
 from flops.fleet import LOST_S, JoinedNode, NodeService, NodeStore, Seen, ServiceStore
 from flops.manager.broadcast import Broadcast, Listener
@@ -322,7 +323,9 @@ class JoinedNodes:
         )
 
     def _node(self, name: str) -> JoinedNode | None:
-        return next((node for node in self.store.nodes(gone=True) if node.name == name), None)
+        with suppress(NotFoundError):
+            return self.store.node(name)
+        return None
 
     def _ends(self, name: str) -> bool:
         """Whether the end of a service is worth waiting for."""
