@@ -27,6 +27,9 @@ def test_a_token_brings_its_user_in_until_it_is_revoked(identity: IdentityStore,
     assert caller.scopes == {"projects:read"}
     assert caller.token == token.id
     assert identity.token(token.id).last_used == clock.now()
+    assert identity.recent_caller(text) is None
+    assert identity.caller(text) == caller
+    assert identity.recent_caller(text) == caller
     identity.revoke(token.id)
     revoked = identity.token(token.id).revoked
     clock.advance(5)
@@ -39,7 +42,8 @@ def test_a_token_expires(identity: IdentityStore, clock: ManualClock) -> None:
     identity.add_user("ann", Role.ENGINEER)
     _, text = identity.add_token("ann", "ci", lasts_s=60)
     clock.advance(59)
-    identity.caller(text)
+    for _ in range(2):
+        identity.caller(text)
     clock.advance(1)
     with pytest.raises(UnauthorizedError):
         identity.caller(text)
@@ -49,6 +53,8 @@ def test_a_disabled_user_is_out_and_comes_back(identity: IdentityStore) -> None:
     identity.ensure_admin()
     identity.add_user("ann", Role.ENGINEER)
     _, text = identity.add_token("ann", "laptop")
+    for _ in range(2):  # it is looked up no more
+        identity.caller(text)
     identity.change_user("ann", disabled=True)
     with pytest.raises(UnauthorizedError):
         identity.caller(text)
@@ -65,6 +71,37 @@ def test_the_only_admin_stays(identity: IdentityStore) -> None:
     assert identity.user("admin").role is Role.ADMIN
     identity.add_user("second", Role.ADMIN)
     assert identity.change_user("admin", disabled=True).disabled
+
+
+def test_a_change_past_the_store_is_seen_soon(
+    identity: IdentityStore, engine: sa.Engine, clock: ManualClock
+) -> None:
+    identity.ensure_admin()
+    token, text = identity.add_token("admin", "test")
+    for _ in range(2):
+        identity.caller(text)
+    IdentityStore(engine, clock).revoke(token.id)
+    clock.advance(5)
+    with pytest.raises(UnauthorizedError):
+        identity.caller(text)
+
+
+def test_a_recent_token_is_compared_all_the_same(identity: IdentityStore) -> None:
+    identity.ensure_admin()
+    _, text = identity.add_token("admin", "test")
+    for _ in range(2):
+        identity.caller(text)
+    with pytest.raises(UnauthorizedError):
+        identity.recent_caller(text[:-1] + ("A" if text[-1] != "A" else "B"))
+
+
+def test_a_tokens_last_use_is_noted_again_after_a_while(identity: IdentityStore, clock: ManualClock) -> None:
+    identity.ensure_admin()
+    token, text = identity.add_token("admin", "test")
+    for _ in range(40):
+        identity.caller(text)
+        clock.advance(3)
+    assert clock.now() - (identity.token(token.id).last_used or 0) <= 63
 
 
 @pytest.mark.parametrize("change", [slice(0, -1), slice(1, None), slice(0, 20)])

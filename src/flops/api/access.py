@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 from fastapi import HTTPException, Request
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from flops.api.policy import ANYBODY, NOT_AUDITED, READS, permission_of
@@ -27,6 +28,7 @@ from flops.core.errors import (
     UnauthorizedError,
 )
 from flops.core.ids import project_id
+from flops.core.recent import Recent
 from flops.fleet import JoinedNode
 from flops.identity import ADMIN, Attempts, Caller, RateLimit, Role
 from flops.manager import Manager, Sight
@@ -37,6 +39,7 @@ log = logging.getLogger(__name__)
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _PER_S, _BURST = 50.0, 500
 """Requests of one token."""
+_KEPT_S, _MANY_PROJECTS = 5.0, 1000
 _SHOWN = 18
 """Of a token: ``flops_`` and its id, which is no secret."""
 SHOWN_OF_NODE = 22
@@ -110,9 +113,12 @@ class Guard:
         self._manager = manager
         self._token = token.encode()
         self._limits = limits
+        self._belongs: Recent[str, tuple[str, str | None]] = Recent(
+            SystemClock(), kept_s=_KEPT_S, many=_MANY_PROJECTS
+        )
 
-    def __call__(self, request: Request) -> None:
-        caller = request.state.caller = self.identified(request)
+    async def __call__(self, request: Request) -> None:
+        caller = request.state.caller = await self.identified(request)
         permission = permission_of(request.method, request.scope["route"].path)
         if permission is None or (permission != ANYBODY and not caller.may(permission)):
             raise ForbiddenError(
@@ -120,9 +126,9 @@ class Guard:
                 f"{f', it takes {permission}' if permission else ''} - ask an admin"
             )
         if (project := request.path_params.get("project")) is not None:
-            self._check_project(caller, project, changes=request.method not in READS)
+            await self._check_project(caller, project, changes=request.method not in READS)
 
-    def identified(self, request: Request, token: str | None = None) -> Caller:
+    async def identified(self, request: Request, token: str | None = None) -> Caller:
         """Who brings a token: the request's own, where none is given.
 
         Raises:
@@ -133,17 +139,24 @@ class Guard:
         if hmac.compare_digest(text.encode(), self._token):
             return Caller(ADMIN, Role.ADMIN)
         with self._limits.trying(request, text, _SHOWN):
-            caller = self._manager.identity.caller(text)
+            identity = self._manager.identity
+            # A hop to a thread costs as much as a whole answer.
+            known = identity.recent_caller(text)
+            caller = known if known is not None else await run_in_threadpool(identity.caller, text)
         if caller.token:  # whoever has the token file has the machine
             self._limits.take(caller.token)
         return caller
 
-    def _check_project(self, caller: Caller, project: str, *, changes: bool) -> None:
+    async def _check_project(self, caller: Caller, project: str, *, changes: bool) -> None:
         """Whoever may not see a project is told what they would be told if it were not there."""
         if caller.sees_all and not changes:
             return
         checked = project_id(project)
-        owner, team = self._manager.belongs_to(checked)
+        belongs = self._belongs.get(checked)  # nothing changes it but the project's removal
+        if belongs is None:
+            belongs = await run_in_threadpool(self._manager.belongs_to, checked)
+            self._belongs.keep(checked, belongs)
+        owner, team = belongs
         if not caller.sees(owner, team):
             raise NotFoundError(f"there is no project {checked} - see 'flops ls'")
         if changes and not caller.owns(owner, team):
@@ -158,23 +171,25 @@ class NodeGuard:
         self._guard = guard
         self._limits = limits
 
-    def __call__(self, request: Request) -> None:
+    async def __call__(self, request: Request) -> None:
         text = bearer_token(request)
         if not text.startswith(f"{tokens.NODE}_"):
-            caller = request.state.caller = self._guard.identified(request)
+            caller = request.state.caller = await self._guard.identified(request)
             raise ForbiddenError(
                 f"{caller.user} may not {request.method} {request.url.path}, it is for machines that "
                 "joined - see 'flops node ls'"
             )
         with self._limits.trying(request, text, SHOWN_OF_NODE):
-            node = self._manager.joined.store.proven(text)
-            if self._manager.identity.user(node.owner).disabled:
-                raise UnauthorizedError(
-                    f"{node.owner}, whose node {node.name} is, is shut out - ask an admin"
-                )
+            node = await run_in_threadpool(self._proven, text)
         self._limits.take(node.credential)
         request.state.node = node
         request.state.about = f"node {node.name} of {node.owner}"
+
+    def _proven(self, text: str) -> JoinedNode:
+        node = self._manager.joined.store.proven(text)
+        if self._manager.identity.user(node.owner).disabled:
+            raise UnauthorizedError(f"{node.owner}, whose node {node.name} is, is shut out - ask an admin")
+        return node
 
 
 def node_of(request: Request) -> JoinedNode:

@@ -179,7 +179,7 @@ class Behind:
                     "nobody is signed in - sign in, or send 'Authorization: Bearer TOKEN'"
                 )
             _check_origin(request)
-        caller = await asyncio.to_thread(self._guard.identified, request, token)
+        caller = await self._guard.identified(request, token)
         request.state.caller = caller
         if not (caller.may("projects:read") and caller.may("models:read")):
             raise ForbiddenError(

@@ -146,7 +146,7 @@ def identity_routes(manager: Manager) -> APIRouter:
     identity = manager.identity
 
     @routes.get("/me", response_model=Me, responses=documented(), summary="Who you are with this token")
-    def me(request: Request) -> Any:
+    async def me(request: Request) -> Any:
         caller = caller_of(request)
         allowed = sorted(scope for scope in caller.scopes if caller.may(scope))
         return {

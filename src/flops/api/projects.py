@@ -6,10 +6,13 @@ from http import HTTPStatus
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 
 from flops.api import schemas
 from flops.api.access import caller_of, sight_of
+from flops.api.kept import KeptAnswers, Made
 from flops.api.once import IdempotencyKey, once
 from flops.api.problems import SLOW, documented
 from flops.api.stream import follow
@@ -21,11 +24,13 @@ from flops.telemetry import MAX_REQUEST_CHARS
 
 _MAX_SEQ = 2**31 - 1
 """Of an event: what databases hold."""
+_ALL: list[State] = []
 _SCORING_TYPES = ("application/json", "text/csv")
 
 
 def project_routes(manager: Manager) -> APIRouter:
     routes = APIRouter(prefix="/v1/projects", tags=["projects"])
+    kept = KeptAnswers(manager.broadcast)
 
     @routes.post(
         "",
@@ -52,9 +57,9 @@ def project_routes(manager: Manager) -> APIRouter:
     @routes.get(
         "", response_model=schemas.ProjectList, responses=documented(), summary="Projects, the newest first"
     )
-    def list_projects(
+    async def list_projects(
         request: Request,
-        state: Annotated[list[State], Query(default_factory=list, description="Any of these")],
+        state: Annotated[list[State], Query(description="Any of these")] = _ALL,
         name: Annotated[str | None, Query(max_length=200)] = None,
         text: Annotated[
             str | None, Query(max_length=200, description="Somewhere in id, name, source or reason")
@@ -64,8 +69,13 @@ def project_routes(manager: Manager) -> APIRouter:
     ) -> Any:
         caller = caller_of(request)
         whose = None if caller.sees_all else caller.user
-        page = manager.page(Wanted(whose, caller.teams, state, name, text, after, limit))
-        return {"projects": page.projects, "next": page.next}
+        wanted = Wanted(whose, caller.teams if whose else (), tuple(state), name, text, after, limit)
+
+        def make() -> Made:
+            page = manager.page(wanted)
+            return _made(schemas.ProjectList, {"projects": page.projects, "next": page.next})
+
+        return await kept.answer(None, wanted, make)
 
     @routes.get(
         "/{project}",
@@ -73,8 +83,14 @@ def project_routes(manager: Manager) -> APIRouter:
         responses=documented(HTTPStatus.NOT_FOUND),
         summary="A project with everything that is known about it",
     )
-    def get_project(project: str) -> Any:
-        return manager.project(project_id(project))
+    async def get_project(project: str) -> Any:
+        checked = project_id(project)
+
+        def make() -> Made:
+            view, lasts = manager.project_for_now(checked)
+            return _made(schemas.ProjectView, view, lasts=lasts)
+
+        return await kept.answer(checked, "project", make)
 
     @routes.post(
         "/{project}/stop",
@@ -189,7 +205,7 @@ def project_routes(manager: Manager) -> APIRouter:
         responses=documented(HTTPStatus.NOT_FOUND) | {200: {"content": {"text/event-stream": {}}}},
         summary="Events so far, or (follow=true) as they happen",
     )
-    def list_events(
+    async def list_events(
         project: str,
         after: Annotated[int, Query(ge=0, le=_MAX_SEQ)] = 0,
         limit: Annotated[int, Query(ge=1, le=10_000)] = 10_000,
@@ -198,13 +214,18 @@ def project_routes(manager: Manager) -> APIRouter:
     ) -> Response:
         checked = project_id(project)
         if not follow_on:
-            found = manager.events(checked, after, limit)
-            return JSONResponse({"events": [event.to_json() for event in found]})
+
+            def make() -> Made:
+                found = manager.events(checked, after, limit)
+                return _made(schemas.EventList, {"events": [event.to_json() for event in found]})
+
+            return await kept.answer(checked, ("events", after, limit), make)
         if last_event_id:
             if not re.fullmatch("[0-9]{1,10}", last_event_id) or int(last_event_id) > _MAX_SEQ:
                 raise InvalidInputError(f"Last-Event-ID '{last_event_id[:40]}' is not an event's number")
             after = int(last_event_id)
-        manager.is_resting(checked)  # an unknown project is an error, not an empty stream
+        # An unknown project is an error, not an empty stream.
+        await run_in_threadpool(manager.is_resting, checked)
         return StreamingResponse(
             follow(manager, checked, after),
             media_type="text/event-stream",
@@ -232,3 +253,8 @@ def project_routes(manager: Manager) -> APIRouter:
         return {"logs": manager.logs(project_id(project), service, tail, request)}
 
     return routes
+
+
+def _made(kind: type[BaseModel], content: dict[str, Any], *, lasts: bool = True) -> Made:
+    """An answer that is what the OpenAPI document says of it."""
+    return Made(kind.model_validate(content).model_dump_json().encode(), lasts)

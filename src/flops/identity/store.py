@@ -1,8 +1,10 @@
 """Users and tokens in the manager's database. Safe from any thread; every method is one transaction."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +18,7 @@ from flops.core.errors import (
     NotFoundError,
     UnauthorizedError,
 )
+from flops.core.recent import Recent
 from flops.identity import tables
 from flops.identity.roles import PERMISSIONS, Caller, Role, check_scopes
 from flops.persistence import reading, writing
@@ -24,6 +27,9 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._@+-]{0,58}[a-z0-9])?")
 _MAX_TOKENS = 100
 _MAX_TEAMS = 50
 _NOTED_EVERY_S = 60.0
+_KEPT_S = 5.0
+"""Tokens are not looked up again so soon; who changes the database past the store waits so long for it."""
+_MANY = 10_000
 _MAX_SIGN_INS = 20
 """At a time, of one user; the oldest one ends with the next."""
 _SIGN_INS_KEPT_S = 30 * 24 * 3600.0
@@ -95,13 +101,25 @@ class IdentityStore:
     def __init__(self, engine: sa.Engine, clock: Clock | None = None) -> None:
         self._engine = engine
         self._clock = clock or SystemClock()
+        self._recent: Recent[str, Any] = Recent(self._clock, kept_s=_KEPT_S, many=_MANY)
+        self._changes = count(1)
+        self._version = 0
+
+    @contextmanager
+    def _changing(self) -> Iterator[sa.Connection]:
+        """Like `writing`; no token is known by what was read before."""
+        try:
+            with writing(self._engine) as connection:
+                yield connection
+        finally:  # a commit whose answer was lost may have come about
+            self._version = next(self._changes)
 
     # users
 
     def add_user(self, name: str, role: Role, teams: Iterable[str] = ()) -> User:
         """Raises: InvalidInputError: the name, or a team's, cannot be one. ConflictError: it is taken."""
         user = User(check_name(name, "user"), role, _teams(teams), False, self._clock.now())
-        with writing(self._engine) as connection:
+        with self._changing() as connection:
             if self._user(connection, name) is not None:
                 raise ConflictError(f"user '{name}' is there already - choose another name")
             connection.execute(
@@ -136,7 +154,7 @@ class IdentityStore:
             values["teams"] = sorted(_teams(teams))
         if disabled is not None:
             values["disabled"] = disabled
-        with writing(self._engine) as connection:
+        with self._changing() as connection:
             self._must(connection, name)
             if values:
                 connection.execute(
@@ -160,7 +178,7 @@ class IdentityStore:
 
     def ensure_admin(self) -> None:
         """Make the user ``admin`` where there is no user yet."""
-        with writing(self._engine) as connection:
+        with self._changing() as connection:
             if connection.execute(sa.select(tables.users.c.name).limit(1)).first() is None:
                 values = {"role": Role.ADMIN.value, "teams": [], "disabled": False}
                 connection.execute(
@@ -187,7 +205,7 @@ class IdentityStore:
             raise InvalidInputError("a token's name has 1 to 100 printable characters - say what it is for")
         if lasts_s is not None and not 0 < lasts_s <= LONGEST_S:
             raise InvalidInputError(f"a token lasts up to {LONGEST_S:.0f} s - ask for less, or leave it out")
-        with writing(self._engine) as connection:
+        with self._changing() as connection:
             self._must(connection, user)
             live = sa.select(sa.func.count()).where(*self._live(user, signed_in=False))
             if (connection.execute(live).scalar() or 0) >= _MAX_TOKENS:
@@ -203,7 +221,7 @@ class IdentityStore:
             ForbiddenError: they may not come in.
             ConflictError: nobody would be left who may change users.
         """
-        with writing(self._engine) as connection:
+        with self._changing() as connection:
             user = self._bound(connection, account)
             role = account.role if account.role_binds else user.role
             if role is None:  # the issuer gives them none any more: those let in before are out as well
@@ -314,7 +332,7 @@ class IdentityStore:
             NotFoundError: there is no such token.
         """
         table = tables.tokens
-        with writing(self._engine) as connection:
+        with self._changing() as connection:
             self._token(connection, number)
             connection.execute(
                 sa.update(table)
@@ -329,6 +347,8 @@ class IdentityStore:
         Raises:
             UnauthorizedError: it is none of ours, or no longer good; which of the two is not told.
         """
+        if (known := self.recent_caller(text)) is not None:
+            return known
         number = texts.id_of(text, texts.USER)
         if number is None:
             raise _refused()
@@ -336,26 +356,45 @@ class IdentityStore:
         query = sa.select(table, tables.users.c.role, tables.users.c.teams, tables.users.c.disabled).join(
             tables.users
         )
+        version = self._version
         with reading(self._engine) as connection:
             row = connection.execute(query.where(table.c.id == number)).first()
-        now = self._clock.now()
+        caller = self._proven(row, text)
+        if self._is_noted(row):
+            self._recent.keep(number, row, version)
+        else:
+            with writing(self._engine) as connection:
+                connection.execute(
+                    sa.update(table).where(table.c.id == number).values(last_used=self._clock.now())
+                )
+        return caller
+
+    def recent_caller(self, text: str) -> Caller | None:
+        """The same, where that takes no look into the database; None: it does."""
+        number = texts.id_of(text, texts.USER)
+        row = self._recent.get(number, self._version) if number is not None else None
+        return self._proven(row, text) if row is not None and self._is_noted(row) else None
+
+    def _proven(self, row: Any, text: str) -> Caller:
         # The secret first: whoever does not know it learns nothing about the token.
         if row is None or not texts.fits(text, row.sha256):
             raise _refused()
-        if row.revoked is not None or row.disabled or (row.expires is not None and now >= row.expires):
+        expired = row.expires is not None and self._clock.now() >= row.expires
+        if row.revoked is not None or row.disabled or expired:
             raise _refused()
-        if row.last_used is None or now - row.last_used >= _NOTED_EVERY_S:
-            with writing(self._engine) as connection:
-                connection.execute(sa.update(table).where(table.c.id == number).values(last_used=now))
         return Caller(
             row.user,
             Role(row.role),
             frozenset(row.teams),
             frozenset(row.scopes) & PERMISSIONS,
-            number,
+            row.id,
             row.expires,
             row.signed_in,
         )
+
+    def _is_noted(self, row: Any) -> bool:
+        """Whether the token's last use stands in the database, as exactly as it is told."""
+        return row.last_used is not None and self._clock.now() - row.last_used < _NOTED_EVERY_S
 
     def _user(self, connection: sa.Connection, name: str) -> User | None:
         row = connection.execute(_USERS.where(tables.users.c.name == name)).first()

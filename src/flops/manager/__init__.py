@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from flops.manager.broadcast import Broadcast
     from flops.manager.figures import Figures
     from flops.manager.home import Home, TlsListener, claim_home
     from flops.manager.listing import Page, Sight, Wanted
@@ -23,6 +24,7 @@ __all__ = [
     "MAX_REPORTS",
     "RESTING",
     "TERMINAL",
+    "Broadcast",
     "CarryOut",
     "Figures",
     "Home",
@@ -39,6 +41,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Broadcast": "broadcast",
     "Figures": "figures",
     "Home": "home",
     "TlsListener": "home",

@@ -267,19 +267,30 @@ class Manager:
 
     def project(self, project: ProjectId) -> dict[str, Any]:
         """Raises: NotFoundError: there is no such project."""
+        return self.project_for_now(project)[0]
+
+    def project_for_now(self, project: ProjectId) -> tuple[dict[str, Any], bool]:
+        """A project, and whether it stays like that until `broadcast` tells of it: nothing runs for it.
+
+        Raises:
+            NotFoundError: there is no such project.
+        """
         statuses = self._statuses(project)
         with self._store.one_view():
-            return project_view(
-                self._store.project(project),
+            row = self._store.project(project)
+            deployed = self._inference.view(project, statuses)
+            view = project_view(
+                row,
                 steps=self._store.steps(project),
                 learners=self._store.learners(project),
                 clusters=self._store.clusters(project),
                 models=self._store.models(project),
                 services=self._store.services(project),
                 statuses=statuses,
-                deployment=self._inference.view(project, statuses),
+                deployment=deployed,
                 gui=self._support.gui_address,
             )
+        return view, row.terminal and row.cleaned and deployed is None
 
     def page(self, wanted: Wanted) -> Page:
         """Projects as one line shows them, the newest first.

@@ -192,8 +192,7 @@ class Store:
                 self._move(connection, project, next_state(row.state, Observation(begun=True)), None)
             else:
                 connection.execute(sa.update(table).where(table.c.id == project).values(reason=reason))
-        if begins:
-            self.on_change(project)
+        self.on_change(project)
         return begins
 
     def _turn(self, connection: Connection, row: Project, running: int) -> tuple[bool, str]:
@@ -604,7 +603,10 @@ class Store:
     # served models
 
     def deployment(self, project: ProjectId) -> Deployment | None:
-        return next((one for one in self.deployments() if one.project == project), None)
+        query = sa.select(tables.deployments).where(tables.deployments.c.project == project)
+        with reading(self._engine) as connection:
+            row = connection.execute(query).first()
+        return None if row is None else Deployment(**dict(row._mapping))
 
     def deployments(self) -> list[Deployment]:
         """Of all projects, ended ones too."""

@@ -201,9 +201,13 @@ class ProcessOrchestrator:
 
     def list(self, project: str | None = None) -> Statuses:
         with self._changed:
-            statuses = [service.record.status() for service in self._services.values()]
+            statuses = [
+                service.record.status()
+                for service in self._services.values()
+                if project in (None, service.record.spec.project)
+            ]
         statuses.sort(key=lambda status: status.name)
-        return [status for status in statuses if project in (None, status.project)]
+        return statuses
 
     def watch(self, callback: Watcher) -> Subscription:
         return self._watchers.add(callback)
