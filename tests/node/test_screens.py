@@ -7,6 +7,7 @@ from typer.testing import CliRunner
 
 from flops.cli.main import app
 from flops.core.consent import Consent
+from flops.core.errors import ConflictError
 from flops.federation.tally import Counts
 from flops.node.assignment import Assignment
 from flops.node.home import NodeHome
@@ -64,3 +65,12 @@ def test_what_is_allowed_is_replaced_by_kind(home: NodeHome) -> None:
     assert home.consent() == Consent(tags=("a", "b"), teams=("vision",))
     assert "code from: https://x/*" in _shown("allow", "--everything", "--repo", "https://x/*")
     assert home.consent() == Consent(repositories=("https://x/*",))
+
+
+@pytest.mark.parametrize("command", [["node", "ls"], ["ls"], ["data", "ls"]])
+def test_a_node_is_not_made_a_manager_by_a_look(home: NodeHome, command: list[str]) -> None:
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, ConflictError)
+    assert "this machine is node clinic of https://127.0.0.1:1, and runs no manager" in str(result.exception)
+    assert "flops login https://127.0.0.1:1" in str(result.exception)
+    assert not (home.folder.parent / "manager.db").exists()

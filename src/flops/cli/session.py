@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flops.cli.output import note
-from flops.core.errors import InvalidInputError
+from flops.core.errors import ConflictError, InvalidInputError
 from flops.core.ids import project_id
 
 if TYPE_CHECKING:
@@ -31,10 +31,25 @@ ProjectArguments = Annotated[list[str], typer.Argument(metavar="ID...", help=_HE
 
 
 def manager() -> "Client":
-    """The manager that one is signed in to, else that of this FLOPS_HOME, started if none runs."""
-    from flops.cli.launch import ensure, settings_here
+    """The manager that one is signed in to, else that of this FLOPS_HOME, started if none runs.
 
-    return ensure(settings_here(), announce=note)
+    Raises:
+        ConflictError: none runs, none ever did, and this machine is a node of another one: whoever asks here
+            hardly wants a manager of their own.
+    """
+    from flops.cli.launch import ensure, find, settings_here
+    from flops.node.home import NodeHome
+
+    settings = settings_here()
+    if running := find(settings):
+        return running
+    joined = NodeHome(settings.home).membership()
+    if joined is not None and not settings.token_file.exists():
+        raise ConflictError(
+            f"this machine is node {joined.node} of {joined.url}, and runs no manager - sign in there with "
+            f"'flops login {joined.url}', or start one of your own with 'flops up'"
+        )
+    return ensure(settings, announce=note)
 
 
 def finder() -> "Callable[[], Client | None]":
