@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
+# Tests spend half of their time waiting for processes; a module's tests stay together, for what they share.
+AT_ONCE ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(AT_ONCE) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -20,14 +23,14 @@ demo: $(STAMP) ## Train MNIST over three learners on this machine, with live pro
 	@$(BIN)/python examples/demo.py
 
 test: $(STAMP) ## Run every test.
-	@$(BIN)/python -m pytest
+	@$(PYTEST)
 
 check: $(STAMP) ## Format, lint, types, import rules, tests: what CI runs.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest --reruns 1 --max-suite-reruns 3 --rerun-show-tracebacks
+	$(PYTEST) --reruns 1 --max-suite-reruns 3 --rerun-show-tracebacks
 
 format: $(STAMP) ## Format the code and mend what ruff can mend.
 	$(BIN)/ruff format .
