@@ -7,6 +7,9 @@ run at the same time (one learner, one round each, of a numpy model). Meanwhile 
 with tokens of their own ask for the list, a project or its events, each ``--per-s`` times a second, and one
 client follows the events of every project that runs. The limit beside the reads: the same clients asking for
 ``/v1/health``, which touches neither the database nor a token.
+
+A browser (Debian's chromium) has the page of the first project open meanwhile, and afterwards, with nobody
+else there, that of one more project of ten rounds; its pages are then opened with nothing cached.
 """
 
 import argparse
@@ -28,13 +31,30 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks import report
+from benchmarks import browser, report
 
 FLOPS = str(Path(sys.executable).with_name("flops"))
 CLIENTS = 50
 _READS = ["/v1/projects?limit=50", "/v1/projects/{}", "/v1/projects/{}/events"]
 _NOT_RUNNING = ("submitted", "finished", "failed", "stopped")
-GOALS = {"lost_projects": 0, "read_p99_s": 0.05, "event_to_client_s": 1.0, "idle_rss_bytes": 150_000_000}
+_PAGES = [
+    "/",
+    "/new",
+    "/models",
+    "/data",
+    "/nodes",
+    "/users",
+    "/audit",
+    "/projects/{}",
+    "/projects/{}/events",
+]
+GOALS = {
+    "lost_projects": 0,
+    "read_p99_s": 0.05,
+    "event_to_browser_s": 1.0,
+    "first_paint_s": 1.0,
+    "idle_rss_bytes": 150_000_000,
+}
 MODEL = """\
 import numpy as np
 from flops_utils.ml_repo_templates import ModelManagerTemplate
@@ -102,16 +122,14 @@ async def use(
         "training": {"rounds": 1, "learners": 1},
     }
     begun = time.perf_counter()
-    submitted = [
-        client.post("/v1/projects", json={"spec": spec}).raise_for_status().json()["id"]
-        for _ in range(options.projects)
-    ]
+    submitted = [submit(client, spec) for _ in range(options.projects)]
     submitting = time.perf_counter() - begun
     url = str(client.base_url)
-    async with crowd(url, tokens) as readers:
+    async with crowd(url, tokens) as readers, browser.person(url, token_in(client)) as person:
         lags: list[float] = []
         most = [0]
         following = asyncio.create_task(follow_all(url, tokens[0], submitted, lags, most))
+        watching = asyncio.create_task(person.watch(submitted[0])) if person is not None else None
         busy = await read(readers, submitted, options.seconds, options.per_s)
         await following
         took = time.perf_counter() - begun
@@ -120,6 +138,14 @@ async def use(
         idle_rss = manager.memory_info().rss
         idle = await read(readers, submitted, options.seconds, options.per_s)
         limit = await read(readers, submitted, options.seconds, options.per_s, paths=["/v1/health"])
+        seen: dict[str, Any] = {}
+        if person is not None and watching is not None:
+            seen["while_projects_run"] = lateness(client, submitted[0], await watching)
+            last = submit(client, {**spec, "training": {"rounds": 10, "learners": 1}})
+            seen["one_project"] = lateness(client, last, await person.watch(last))
+            paints = await person.first_paints([path.format(last) for path in _PAGES])
+            seen["first_paints"] = {"pages": len(paints), "max_s": round(max(paints), 3)}
+            seen["first_paint_s"] = round(statistics.median(paints), 3)
     lost = [project for project in submitted if states.get(project) != "finished"]
     return {
         "benchmark": "control_plane",
@@ -138,9 +164,33 @@ async def use(
         "event_to_client_s": round(quantile(lags, 0.99), 4) if lags else None,
         "event_to_client_median_s": round(statistics.median(lags), 4) if lags else None,
         "events": len(lags),
+        "event_to_browser_s": seen["one_project"]["max_s"] if seen else None,
+        "first_paint_s": seen.pop("first_paint_s", None),
+        "browser": seen,
         "fresh_rss_bytes": fresh,
         "idle_rss_bytes": idle_rss,
         "goals": GOALS,
+    }
+
+
+def token_in(client: httpx.Client) -> str:
+    return str(client.headers["Authorization"].removeprefix("Bearer "))
+
+
+def submit(client: httpx.Client, spec: dict[str, Any]) -> str:
+    return str(client.post("/v1/projects", json={"spec": spec}).raise_for_status().json()["id"])
+
+
+def lateness(client: httpx.Client, project: str, seen: dict[int, float]) -> dict[str, Any]:
+    """How late events stood on a page: each by the clock of whoever made it, learners among them."""
+    events = client.get(f"/v1/projects/{project}/events").raise_for_status().json()["events"]
+    late = [seen[event["seq"]] - event["time"] for event in events if event["seq"] in seen]
+    if not late:
+        return {"events": 0}
+    return {
+        "events": len(late),
+        "median_s": round(statistics.median(late), 4),
+        "max_s": round(max(late), 4),
     }
 
 
