@@ -12,6 +12,14 @@ from tests.postgres import PostgresServer, postgres_installed, postgres_server
 Require = Callable[[bool, str], None]
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Folders of tests that run at a time have short names: those of Unix sockets are limited."""
+    worker, given = os.environ.get("PYTEST_XDIST_WORKER", ""), config.option.basetemp
+    if worker and given:
+        config.option.basetemp = str(Path(given).parent / worker.removeprefix("gw"))
+
+
 @pytest.fixture(scope="session")
 def require() -> Require:
     """``require(there, what)`` skips the test when ``what`` is missing; with FLOPS_REQUIRE=all it fails."""

@@ -343,6 +343,24 @@ def test_a_form_becomes_a_spec(visitor: NewVisitor) -> None:
     }
 
 
+def test_a_project_can_be_a_teams(visitor: NewVisitor) -> None:
+    api = full()
+    api.answers["GET /v1/me"]["teams"] = ["red", "blue"]
+    api.answers["GET /v1/projects/p-7k2mqd"] = project(team="red")
+    api.answers["POST /v1/projects"] = (201, project())
+    who = visitor(api)
+    offered = re.findall('<option value="([a-z]*)"( selected)?>(?:team|nobody)', run(who.get("/new")).text)
+    assert offered == [("", ""), ("blue", ""), ("red", "")]
+    again = run(who.get("/new?from=p-7k2mqd")).text
+    assert '<option value="red" selected>' in again
+    run(who.post("/new", repo="r", team="red"))
+    run(who.post("/new", repo="r", team=""))
+    teams = [body.get("team") for _, _, body in api.changes()]
+    assert teams == ["red", None]
+    api.answers["GET /v1/me"]["teams"] = []
+    assert 'name="team"' not in run(who.get("/new")).text
+
+
 def test_a_form_that_is_refused_comes_back_with_its_values_and_what_is_wrong(visitor: NewVisitor) -> None:
     api = full()
     api.problem("POST /v1/projects", 422, "wrong")

@@ -87,6 +87,7 @@ async def _page(visit: Visit) -> Response:
         found = await visit.api.find("projects", origin)
         if found is not None:
             values, text = _values_of(found["spec"]), _text_of(found["spec"])
+            values["team"] = found.get("team") or ""
     return await _show(visit, values, {}, text)
 
 
@@ -99,7 +100,9 @@ async def _submit(visit: Visit) -> Response:
         spec, problems = {}, {"spec": str(error)}
     if not problems:
         try:
-            made = await visit.api.send("POST", "projects", body={"spec": spec})
+            team = visit.form.one("team")
+            body = {"spec": spec, **({"team": team} if team else {})}
+            made = await visit.api.send("POST", "projects", body=body)
             return visit.go(f"/projects/{made['id']}", "submitted")
         except RefusedError as error:
             if error.status not in (409, 422):
@@ -149,6 +152,7 @@ async def _show(
         rest=[message for field, message in problems.items() if field not in _FIELDS],
         strategies=names,
         text=text,
+        teams=sorted(visit.who.get("teams") or []),
         as_text=spec,
         origin=visit.query.get("from", ""),
     )
