@@ -73,6 +73,12 @@ def _wait_until(what: Callable[[], Any], why: Callable[[], Any] = lambda: "") ->
         time.sleep(0.1)
 
 
+def _counted_nodes(consortium: Consortium) -> set[str]:
+    """Nodes of which it is known what their learners use."""
+    lines = consortium.manager.flops("top", "--once", "--json").document["services"]
+    return {one["node"] for one in lines if one["memory_bytes"] and one["cpu_percent"] is not None}
+
+
 def _table(folder: Path) -> str:
     table = folder / "t.csv"
     table.write_text("x,y\n" + "".join(f"{number},{number % 2}\n" for number in range(20)))
@@ -190,6 +196,10 @@ def test_a_cut_link_and_a_killed_node_cost_no_project(consortium: Consortium, re
     project = _submit(consortium, folder, "--rounds", "2000", "--min-learners", "3")
     _wait_for_round(consortium, project, 2)
     cut, killed = consortium.owners
+    far = {f"ward-{owner.ward.number}" for owner in consortium.owners}
+    _wait_until(
+        lambda: _counted_nodes(consortium) >= far, lambda: consortium.manager.flops("top", "--once", "--json")
+    )
     pid = killed.status()["pid"]
     psutil.Process(pid).kill()
     if cut.ward.namespace is not None:

@@ -18,7 +18,7 @@ from flops.fleet import JoinedNode, Seen
 from flops.manager.broadcast import Broadcast
 from flops.manager.joined import ASSIGNMENT, JoinedNodes
 from flops.manager.placing import Placing
-from flops.orchestration import FakeOrchestrator, File, ServiceSpec, ServiceStatus
+from flops.orchestration import FakeOrchestrator, File, ServiceSpec, ServiceStatus, ServiceUsage
 from flops.persistence import open_database
 
 A, B = ServiceName("p-222222-agent-1"), ServiceName("p-222222-agent-2")
@@ -61,9 +61,20 @@ class Clinic:
         ]
         self.report(*services, logs=logs)
 
-    def report(self, *services: Seen, logs: dict[str, str] | None = None) -> None:
+    def report(
+        self,
+        *services: Seen,
+        logs: dict[str, str] | None = None,
+        usage: dict[ServiceName, dict[str, Any]] | None = None,
+    ) -> None:
         self._fleet.joined.heard(
-            self._now(), known=self.known, allowance=NOTHING, holdings=[], services=services, logs=logs or {}
+            self._now(),
+            known=self.known,
+            allowance=NOTHING,
+            holdings=[],
+            services=services,
+            logs=logs or {},
+            usage={str(name): used for name, used in (usage or {}).items()},
         )
 
     def _now(self) -> JoinedNode:
@@ -321,6 +332,19 @@ def test_secrets_that_travel_are_private_and_in_no_row(fleet: Fleet, clinic: Cli
     fleet.joined.remove(A)
     assert fleet.joined.list() == []
     assert list((fleet.folder / "joined").iterdir()) == []
+
+
+def test_what_services_use_is_known_for_as_long_as_their_node_says_so(fleet: Fleet, clinic: Clinic) -> None:
+    fleet.joined.deploy(wanted())
+    clinic.listen()
+    used: dict[str, Any] = {"cpu_percent": 80.0, "memory_bytes": 5_000_000, "threads": 3, "sent_bytes": 10}
+    clinic.report(usage={A: used, B: used})
+    assert fleet.joined.usage() == [ServiceUsage(A, **used)]
+    fleet.clock.advance(30)
+    assert fleet.joined.usage() == []
+    clinic.report(usage={A: used})
+    fleet.joined.remove_project("p-222222")
+    assert fleet.joined.usage() == []
 
 
 def test_a_node_may_forget_what_ended_a_while_ago(fleet: Fleet, clinic: Clinic) -> None:

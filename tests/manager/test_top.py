@@ -154,3 +154,20 @@ def test_a_service_that_two_orchestrators_know_is_shown_once(world: World) -> No
     top = Top(world.store, programs, world.orchestrator, world.clock, wait=world.clock.advance)
     names = [one["name"] for one in top.view(lambda owner, team: True, own=True)["services"]]
     assert len(names) == len(set(names))
+
+
+def test_machines_that_joined_are_nodes_too_and_count_by_themselves(world: World) -> None:
+    clinic = Node("clinic", "linux/amd64", 8, 16000, address="")
+    world.top = Top(
+        world.store,
+        world.orchestrator,
+        world.orchestrator,
+        world.clock,
+        joined=lambda: [clinic],
+        wait=world.clock.advance,
+    )
+    world.use(world.name(ANNS, "agent"), cpu_percent=70.0, memory_bytes=1_000_000, threads=2)
+    seen = world.view()
+    assert [node["name"] for node in seen["nodes"]] == ["clinic", "north", "south"]
+    agent = next(one for one in seen["services"] if one["name"] == world.name(ANNS, "agent"))
+    assert agent["cpu_percent"] == 70.0

@@ -82,7 +82,12 @@ def joined_node_routes(manager: Manager) -> APIRouter:
                 known=report.known,
                 allowance=report.policy.model_dump(),
                 holdings=[holding.model_dump() for holding in report.holdings],
-                services=[Seen(**service.model_dump()) for service in report.services],
+                services=[Seen(**service.model_dump(exclude={"usage"})) for service in report.services],
+                usage={
+                    service.name: service.usage.model_dump()
+                    for service in report.services
+                    if service.usage is not None
+                },
                 logs=report.logs,
             )
             deadline = time.monotonic() + report.wait_s

@@ -52,6 +52,17 @@ class Holding(_Request):
     labels: Annotated[dict[_Word, _Word], Field(max_length=100)] = {}
 
 
+class NodeServiceUsage(_Request):
+    """What a running service uses; null: not known."""
+
+    cpu_percent: Annotated[float, Field(ge=0, le=10_000_000)] | None = None
+    """Of one processor."""
+    memory_bytes: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    threads: Annotated[int, Field(ge=0, le=2**31)] | None = None
+    received_bytes: Annotated[int, Field(ge=0, le=2**53)] | None = None
+    sent_bytes: Annotated[int, Field(ge=0, le=2**53)] | None = None
+
+
 class NodeServiceReport(_Request):
     name: _ServiceName
     digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -60,6 +71,7 @@ class NodeServiceReport(_Request):
     reason: Annotated[str, Field(max_length=1000)] = ""
     restarts: Annotated[int, Field(ge=0, le=1_000_000)] = 0
     started_at: Annotated[float, Field(ge=0, le=2**40)] | None = None
+    usage: NodeServiceUsage | None = None
 
 
 class NodeReport(_Request):

@@ -347,6 +347,17 @@ class NodeServiceReport(TypedDict):
     reason: NotRequired[str]
     restarts: NotRequired[int]
     started_at: NotRequired[float | None]
+    usage: NotRequired[NodeServiceUsage | None]
+
+
+class NodeServiceUsage(TypedDict):
+    """What a running service uses; null: not known."""
+
+    cpu_percent: NotRequired[float | None]
+    memory_bytes: NotRequired[int | None]
+    threads: NotRequired[int | None]
+    received_bytes: NotRequired[int | None]
+    sent_bytes: NotRequired[int | None]
 
 
 class NodeView(TypedDict):

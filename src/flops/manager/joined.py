@@ -46,6 +46,8 @@ _ENDED_KEPT_S = 60.0
 _GONE = "gone"
 """State of a service that is lost for good, in its row."""
 _LOGS_KEPT = 1000
+_USAGE_KEPT_S = 30.0
+"""What a node said of what its services use is of now for so long."""
 
 
 class JoinedNodes:
@@ -69,6 +71,7 @@ class JoinedNodes:
         self._logs: OrderedDict[str, str] = OrderedDict()
         self._logs_wanted: dict[str, set[str]] = {}
         self._ended_since: dict[str, float] = {}
+        self._used: dict[str, tuple[float, ServiceUsage]] = {}
 
     # the port
 
@@ -176,8 +179,10 @@ class JoinedNodes:
         ]
 
     def usage(self) -> Sequence[ServiceUsage]:
-        """Their owners' machines do not tell."""
-        return []
+        """What their nodes said lately."""
+        now = self._clock.monotonic()
+        with self._changed:
+            return [usage for at, usage in self._used.values() if now - at < _USAGE_KEPT_S]
 
     def close(self) -> None:
         """Nothing is held that must be let go."""
@@ -193,12 +198,19 @@ class JoinedNodes:
         holdings: Iterable[Mapping[str, Any]],
         services: Iterable[Seen],
         logs: Mapping[str, str],
+        usage: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:
-        """A node said what it allows, what it holds and what runs there."""
+        """A node said what it allows, what it holds, what runs there and what that uses."""
         self.store.heard(node, allowance, holdings)
         changed = self._services.seen(node.name, known, services)
-        own = {service.name for service in self._services.services(node=node.name)} if logs else set()
+        usage = usage or {}
+        own = set()
+        if logs or usage:
+            own = {service.name for service in self._services.services(node=node.name)}
         with self._changed:
+            for name in own.intersection(usage):
+                used = ServiceUsage(ServiceName(name), **usage[name])
+                self._used[name] = self._clock.monotonic(), used
             for name, text in logs.items():
                 if name in own:
                     self._logs[name] = text[-MAX_LOG_CHARS:]
@@ -360,6 +372,7 @@ class JoinedNodes:
         with self._changed:
             for name in names:
                 self._logs.pop(name, None)
+                self._used.pop(name, None)
                 self._ended_since.pop(name, None)
         for name in names:
             self._file(name).unlink(missing_ok=True)

@@ -179,7 +179,7 @@ class Manager:
         )
         # Where one runs everything it is asked once: each look goes through all processes.
         programs = self._orchestrator if base is self._programs else self._programs
-        self._top = Top(self._store, programs, self._orchestrator, self._clock)
+        self._top = Top(self._store, programs, self._orchestrator, self._clock, self.joined.nodes)
         self._data_calls = threading.BoundedSemaphore(_DATA_CALLS_AT_ONCE)
         self._closing = Cancellation()
         self._results = self._spool.listen_for_results()

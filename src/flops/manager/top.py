@@ -50,6 +50,7 @@ class Top:
 
     Args:
         programs: runs programs of this machine, the manager's own services among them.
+        joined: machines that joined, besides the orchestrator's.
         wait: for so many seconds.
     """
 
@@ -59,10 +60,12 @@ class Top:
         programs: Orchestrator,
         orchestrator: Orchestrator,
         clock: Clock,
+        joined: Callable[[], Sequence[Node]] = tuple,
         wait: Callable[[float], object] = time.sleep,
     ) -> None:
         self._store = store
         self._programs, self._orchestrator = programs, orchestrator
+        self._joined = joined
         self._clock, self._wait = clock, wait
         self._lock = threading.Lock()
         self._before: _Sample | None = None
@@ -126,6 +129,7 @@ class Top:
                 continue
             known = {one.name for one in statuses}  # one orchestrator may stand behind both
             statuses += [one for one in found if one.name not in known]
+        nodes += self._joined()
         used.update(_of_this_process(statuses))
         at = self._clock.monotonic()
         projects = self._store.projects_of({one.project for one in statuses if one.live} - {OWN})
@@ -198,6 +202,8 @@ def _own(name: str, before: _Sample, now: _Sample, node: str) -> dict[str, Any]:
         line[key] = getattr(used, key) if used is not None else None
     cpu = _rate(was.cpu_s, used.cpu_s, taken_s) if used is not None and was is not None else None
     line["cpu_percent"] = None if cpu is None else round(100 * cpu, 1)
+    if used is not None and used.cpu_percent is not None:
+        line["cpu_percent"] = used.cpu_percent
     for key in ("received_bytes", "sent_bytes"):
         rate = _rate(getattr(was, key), getattr(used, key), taken_s) if used and was else None
         line[f"{key}_per_s"] = rate

@@ -32,6 +32,7 @@ from flops.node.environments import checked_lock, forget_environments, make_envi
 from flops.node.home import Membership, NodeHome
 from flops.node.journal import Journal
 from flops.node.link import Manager
+from flops.node.meter import Meter
 from flops.orchestration import LIVE_STATES, Orchestrator, ServiceSpec, ServiceStatus
 
 log = logging.getLogger(__name__)
@@ -101,6 +102,7 @@ class Learners:
         self._consent = consent
         self._changed = changed
         self._journal = journal or Journal(home.journal_file)
+        self._meter = Meter(orchestrator)
         self._turn = threading.Lock()
         self._lock = threading.RLock()
         self._held: dict[ServiceName, _Held] = {}
@@ -183,10 +185,23 @@ class Learners:
     # how it stands
 
     def reports(self) -> list[dict[str, Any]]:
-        """How each wanted learner stands, as the manager is told."""
+        """How each wanted learner stands and what it uses, as the manager is told."""
         with self._lock:
             services = self._statuses()
-            return [_report(held, services.get(held.name)) for held in self._held.values()]
+            reports = [_report(held, services.get(held.name)) for held in self._held.values()]
+            if not any(report["state"] == "running" for report in reports):
+                return reports
+            used = self._meter.look()
+            for held, report in zip(self._held.values(), reports, strict=True):
+                if report["state"] == "running" and (found := used.get(held.name)) is not None:
+                    counts = self._counts(held)
+                    bytes_ = {"received_bytes": counts.bytes_in, "sent_bytes": counts.bytes_out}
+                    report["usage"] = {**found, **bytes_}
+            return reports
+
+    def any_running(self) -> bool:
+        with self._lock:
+            return any(status.live for status in self._statuses().values())
 
     def running(self) -> list[dict[str, Any]]:
         """The same, as the owner is told: what it is, and what it has sent."""

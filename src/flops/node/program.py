@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 30.0
 _NEWS_PAUSE_S = 0.2
+_USAGE_S = 5.0
+"""What learners use is news so often."""
 _REFUSALS = 3
 """So often in a row the manager must not know this node before that is believed."""
 
@@ -141,7 +143,7 @@ class Program:
     def _tell(self) -> None:
         """Say at once what changed here, beside the long wait for what is wanted."""
         while not self._over.is_set():
-            self._news.wait()
+            self._news.wait(_USAGE_S if self._learners.any_running() else None)
             if self._over.wait(_NEWS_PAUSE_S):  # what changes together is said together
                 return
             self._news.clear()

@@ -210,7 +210,8 @@ class ServiceUsage:
 
     Args:
         cpu_s: processor time since its start; memory_bytes: now, without what is only kept of files; threads:
-            now; received_bytes, sent_bytes: over its network, since its start.
+            now; received_bytes, sent_bytes: over its network, since its start; cpu_percent: of one processor,
+            in place of cpu_s, where it is another machine that looks.
     """
 
     name: ServiceName
@@ -219,6 +220,7 @@ class ServiceUsage:
     threads: int | None = None
     received_bytes: int | None = None
     sent_bytes: int | None = None
+    cpu_percent: float | None = None
 
 
 Watcher = Callable[[ServiceStatus], None]
