@@ -1,6 +1,7 @@
 """What every test shares: a component that is missing skips on a laptop and fails in CI."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,10 +15,13 @@ Require = Callable[[bool, str], None]
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Folders of tests that run at a time have short names: those of Unix sockets are limited."""
+    """What tests that run at a time have to have like others."""
     worker, given = os.environ.get("PYTEST_XDIST_WORKER", ""), config.option.basetemp
-    if worker and given:
+    if not worker:
+        return
+    if given:  # folders with short names: those of Unix sockets are limited
         config.option.basetemp = str(Path(given).parent / worker.removeprefix("gw"))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, their programs would ignore it as well
 
 
 @pytest.fixture(scope="session")
