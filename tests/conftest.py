@@ -21,7 +21,9 @@ def pytest_configure(config: pytest.Config) -> None:
         return
     if given:  # folders with short names: those of Unix sockets are limited
         config.option.basetemp = str(Path(given).parent / worker.removeprefix("gw"))
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, their programs would ignore it as well
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # ignored, their programs would ignore it as well
 
 
 @pytest.fixture(scope="session")

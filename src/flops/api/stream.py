@@ -30,9 +30,7 @@ async def follow(
         while True:
             changed.clear()
             try:
-                # Asked first: what follows from it is among the events below.
-                resting = await asyncio.to_thread(manager.is_resting, project)
-                events = await asyncio.to_thread(manager.events, project, after, _BATCH)
+                events, resting = await asyncio.to_thread(manager.news, project, after, _BATCH)
             except NotFoundError:  # removed meanwhile
                 return
             for event in events:

@@ -67,6 +67,7 @@ from flops.manager.states import (
     MODEL_IMAGE,
     PAUSABLE,
     REGISTER,
+    RESTING,
     RETRIABLE,
     Observation,
     State,
@@ -444,14 +445,22 @@ class Manager:
         """Raises: NotFoundError: there is no such project."""
         return self._store.events(project, after, limit)
 
+    def news(self, project: ProjectId, after: int, limit: int) -> tuple[list[Event], bool]:
+        """The next events, and whether the project rests with the last one of all: none follows by itself.
+
+        Raises:
+            NotFoundError: there is no such project.
+        """
+        with self._store.one_view():
+            return self._store.events(project, after, limit), self._store.state(project) in RESTING
+
     def belongs_to(self, project: ProjectId) -> tuple[str, str | None]:
         """The owner of a project, and its team.
 
         Raises:
             NotFoundError: there is no such project.
         """
-        row = self._store.project(project)
-        return row.owner, row.team
+        return self._store.belongs_to(project)
 
     def is_resting(self, project: ProjectId) -> bool:
         """Whether nothing happens to the project any more by itself: it is at its end, or paused.
@@ -459,7 +468,7 @@ class Manager:
         Raises:
             NotFoundError: there is no such project.
         """
-        return self._store.project(project).resting
+        return self._store.state(project) in RESTING
 
     def logs(
         self,

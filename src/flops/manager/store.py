@@ -120,6 +120,25 @@ class Store:
         with reading(self._engine) as connection:
             return self._project(connection, project)
 
+    def state(self, project: ProjectId) -> State:
+        """Raises: NotFoundError: there is no such project."""
+        with reading(self._engine) as connection:
+            return self._state(connection, project)
+
+    def belongs_to(self, project: ProjectId) -> tuple[str, str | None]:
+        """The owner of a project, and its team.
+
+        Raises:
+            NotFoundError: there is no such project.
+        """
+        table = tables.projects
+        query = sa.select(table.c.owner, table.c.team).where(table.c.id == project)
+        with reading(self._engine) as connection:
+            row = connection.execute(query).first()
+        if row is None:
+            raise _unknown(project)
+        return row.owner, row.team
+
     def projects(self) -> list[Project]:
         """All projects, the newest first."""
         query = sa.select(tables.projects).order_by(tables.projects.c.created.desc(), tables.projects.c.id)
@@ -637,7 +656,7 @@ class Store:
     def _project(self, connection: Connection, project: ProjectId) -> Project:
         row = connection.execute(sa.select(tables.projects).where(tables.projects.c.id == project)).first()
         if row is None:
-            raise NotFoundError(f"there is no project {project} - see 'flops ls'")
+            raise _unknown(project)
         return _to_project(row)
 
     def _state(self, connection: Connection, project: ProjectId) -> State:
@@ -645,7 +664,7 @@ class Store:
             sa.select(tables.projects.c.state).where(tables.projects.c.id == project)
         ).scalar()
         if state is None:
-            raise NotFoundError(f"there is no project {project} - see 'flops ls'")
+            raise _unknown(project)
         return State(state)
 
     def _check_alive(self, connection: Connection, project: ProjectId) -> None:
@@ -732,6 +751,10 @@ class Store:
                 sa.update(tables.projects).where(tables.projects.c.id == project).values(**values)
             )
         self.on_change(project)
+
+
+def _unknown(project: ProjectId) -> NotFoundError:
+    return NotFoundError(f"there is no project {project} - see 'flops ls'")
 
 
 def _to_project(row: sa.Row[Any]) -> Project:
