@@ -2,7 +2,10 @@
 
 import sqlite3
 import threading
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -16,6 +19,7 @@ from flops.core.ids import LearnerId, ProjectId, ServiceName
 from flops.core.settings import Settings
 from flops.fleet import tables as _fleet  # noqa: F401 - its tables belong to the metadata
 from flops.identity import tables as _identity  # noqa: F401 - its tables belong to the metadata
+from flops.manager import tables
 from flops.manager.reports import Report, parse_report
 from flops.manager.rows import Learner, Model, Service
 from flops.manager.states import Observation, State
@@ -26,6 +30,36 @@ from flops.persistence import connect, metadata, migrate, open_database, reading
 @pytest.fixture
 def settings(settings_on_each_engine: Settings) -> Settings:
     return settings_on_each_engine
+
+
+@pytest.fixture(autouse=True)
+def held_to_telling(store: Store) -> None:
+    """What a method of the store changes, it tells of: answers of reads are kept until then."""
+    told: list[ProjectId] = []
+    store.on_change = told.append
+    for name, method in vars(Store).items():
+        if not name.startswith("_") and name not in ("close", "one_view") and callable(method):
+            setattr(store, name, _telling(name, getattr(store, name), store, told))
+
+
+def _telling(
+    name: str, method: Callable[..., Any], store: Store, told: list[ProjectId]
+) -> Callable[..., Any]:
+    @wraps(method)
+    def call(*arguments: Any, **options: Any) -> Any:
+        before, so_far = _rows(store), len(told)
+        try:
+            return method(*arguments, **options)
+        finally:
+            assert len(told) > so_far or _rows(store) == before, f"Store.{name} changed rows, told nobody"
+
+    return call
+
+
+def _rows(store: Store) -> list[Any]:
+    names = (tables.projects, tables.learners, tables.clusters, tables.services, tables.models, tables.events)
+    with reading(store._engine) as connection:
+        return [connection.execute(sa.select(table)).fetchall() for table in names]
 
 
 def database_of(settings: Settings) -> Path | str:
