@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -73,7 +74,16 @@ def real_issuer(installed_provider: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In CI a skip mark is a mistake: say so before anything runs."""
+    """Each test has an id of its own, since of those that share one only one would run beside others. In CI a
+    skip mark is a mistake: say so before anything runs.
+    """
+    for item in items:
+        if not item.nodeid.endswith(f"::{item.name}"):
+            # schemathesis names its operations in the name alone, which pytest 9.2 makes no id of.
+            setattr(item, "_id", type(item.id).parse(f"{item.nodeid.partition('::')[0]}::{item.name}"))  # noqa: B010
+    shared = [name for name, count in Counter(item.nodeid for item in items).items() if count > 1]
+    if shared:
+        raise pytest.UsageError(f"tests have the same name: {', '.join(shared)}")
     if os.environ.get("FLOPS_REQUIRE") != "all":
         return
     marked = [item.nodeid for item in items if item.get_closest_marker("skip")]
