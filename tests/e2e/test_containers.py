@@ -143,7 +143,7 @@ def test_an_engine_that_dies_and_comes_back_costs_no_project(user: User, engine:
 
 
 def test_a_hierarchy_is_paused_goes_on_and_is_extended(user: User, engine: PrivateEngine) -> None:
-    options = ("--mock", "digits", "--learners", "3", "--clusters", "2", "--cycles", "30", "--rounds", "1")
+    options = ("--mock", "digits", "--learners", "3", "--clusters", "2", "--cycles", "100", "--rounds", "1")
     project = user.flops("run", str(EXAMPLE), *options, "--detach", "--json").document["id"]
     eventually(lambda: len(user.events(project, "round.finished")) >= 2)
     assert {"aggregator", "aggregator-1", "aggregator-2"} <= set(containers(engine, project))
@@ -151,13 +151,13 @@ def test_a_hierarchy_is_paused_goes_on_and_is_extended(user: User, engine: Priva
     running = [one for one in containers(engine, project).values() if one["State"]["Running"]]
     assert not running
     done = user.flops("show", project, "--json").document["rounds_done"]
-    assert 2 <= done < 30
+    assert 2 <= done < 100
     assert user.flops("resume", project).code == 0
     ended = user.flops("attach", project, "--json", timeout_s=400).lines[-1]
-    assert (ended["state"], ended["rounds_done"]) == ("finished", 30), ended["reason"]
+    assert (ended["state"], ended["rounds_done"]) == ("finished", 100), ended["reason"]
     assert user.flops("extend", project, "--rounds", "2").code == 0
     ended = user.flops("attach", project, "--json", timeout_s=400).lines[-1]
-    assert (ended["state"], ended["rounds_done"]) == ("finished", 32), ended["reason"]
+    assert (ended["state"], ended["rounds_done"]) == ("finished", 102), ended["reason"]
     assert ended["metrics"]["accuracy"] > 0.8
     assert user.flops("rm", project).code == 0
     assert not containers(engine, project)
