@@ -16,7 +16,8 @@ class Maker:
     """Counts how often it is asked."""
 
     def __init__(self, broadcast: Broadcast, clock: ManualClock) -> None:
-        self.answers = KeptAnswers(broadcast, clock)
+        self.may_act = True
+        self.answers = KeptAnswers(broadcast, lambda: self.may_act, clock)
         self.made = 0
         self.content = b"{}"
         self.lasts = True
@@ -100,7 +101,17 @@ def test_what_does_not_last_or_is_large_is_made_each_time(maker: Maker, what: st
 def test_no_answer_is_kept_for_long(maker: Maker, clock: ManualClock) -> None:
     async def scenario() -> None:
         await maker.ask()
-        clock.advance(5)
+        clock.advance(60)
+        await maker.ask()
+        assert maker.made == 2
+
+    asyncio.run(scenario())
+
+
+def test_a_manager_that_another_one_may_have_replaced_tells_nothing_from_memory(maker: Maker) -> None:
+    async def scenario() -> None:
+        await maker.ask()
+        maker.may_act = False
         await maker.ask()
         assert maker.made == 2
 

@@ -4,8 +4,8 @@ from flops.core.clock import ManualClock
 from flops.core.recent import Recent
 
 
-def make(clock: ManualClock, many: int = 10) -> Recent[str, str]:
-    return Recent(clock, kept_s=5.0, many=many)
+def make(clock: ManualClock, most: int = 10) -> Recent[str, str]:
+    return Recent(clock, kept_s=5.0, most=most)
 
 
 def test_a_value_is_given_for_its_own_version_alone() -> None:
@@ -35,9 +35,21 @@ def test_a_value_is_not_kept_for_ever() -> None:
 
 
 def test_those_that_were_used_last_are_kept() -> None:
-    recent = make(ManualClock(), many=2)
+    recent = make(ManualClock(), most=2)
     recent.keep("a", "one")
     recent.keep("b", "two")
     recent.get("a")
     recent.keep("c", "three")
     assert [recent.get(key) for key in "abc"] == ["one", None, "three"]
+
+
+def test_as_much_is_kept_as_was_said() -> None:
+    recent: Recent[str, bytes] = Recent(ManualClock(), kept_s=5.0, most=10, size=len)
+    for key in "abc":
+        recent.keep(key, b"1234")
+    assert [recent.get(key) for key in "abc"] == [None, b"1234", b"1234"]
+    recent.keep("b", b"12")  # in its place
+    recent.keep("d", b"1234")
+    assert [recent.get(key) for key in "bcd"] == [b"12", b"1234", b"1234"]
+    recent.keep("e", b"12345678901")  # more than all
+    assert [recent.get(key) for key in "bcde"] == [None] * 4

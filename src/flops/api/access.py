@@ -114,7 +114,7 @@ class Guard:
         self._token = token.encode()
         self._limits = limits
         self._belongs: Recent[str, tuple[str, str | None]] = Recent(
-            SystemClock(), kept_s=_KEPT_S, many=_MANY_PROJECTS
+            SystemClock(), kept_s=_KEPT_S, most=_MANY_PROJECTS
         )
 
     async def __call__(self, request: Request) -> None:

@@ -13,10 +13,9 @@ from flops.core.clock import Clock, SystemClock
 from flops.core.recent import Recent
 from flops.manager import Broadcast
 
-_KEPT_S = 5.0
-"""A manager that was frozen, and whose work another one does, may tell old news for so long."""
-_MANY, _LARGEST_BYTES = 128, 64 << 10
-"""8 MiB at most."""
+_KEPT_S = 60.0
+"""Who changes the database past the manager waits so long for it."""
+_MOST_BYTES, _LARGEST_BYTES = 8 << 20, 64 << 10
 
 
 @dataclass(frozen=True)
@@ -36,11 +35,16 @@ class KeptAnswers:
 
     Args:
         broadcast: tells of every change.
+        may_act: whether nobody else changes things meanwhile: a manager that was frozen, and whose work
+            another one does, tells nothing from memory.
     """
 
-    def __init__(self, broadcast: Broadcast, clock: Clock | None = None) -> None:
+    def __init__(self, broadcast: Broadcast, may_act: Callable[[], bool], clock: Clock | None = None) -> None:
         self._broadcast = broadcast
-        self._kept: Recent[Hashable, bytes] = Recent(clock or SystemClock(), kept_s=_KEPT_S, many=_MANY)
+        self._may_act = may_act
+        self._kept: Recent[Hashable, bytes] = Recent(
+            clock or SystemClock(), kept_s=_KEPT_S, most=_MOST_BYTES, size=len
+        )
         self._making: dict[Hashable, asyncio.Task[bytes]] = {}
 
     async def answer(self, subject: str | None, asked: Hashable, make: Callable[[], Made]) -> Response:
@@ -52,7 +56,7 @@ class KeptAnswers:
             make: runs in a thread.
         """
         version = self._broadcast.version(subject)
-        body = self._kept.get((subject, asked), version)
+        body = self._kept.get((subject, asked), version) if self._may_act() else None
         if body is None:
             key = (subject, asked, version)
             making = self._making.get(key)

@@ -30,7 +30,7 @@ _SCORING_TYPES = ("application/json", "text/csv")
 
 def project_routes(manager: Manager) -> APIRouter:
     routes = APIRouter(prefix="/v1/projects", tags=["projects"])
-    kept = KeptAnswers(manager.broadcast)
+    kept = KeptAnswers(manager.broadcast, manager.may_act)
 
     @routes.post(
         "",

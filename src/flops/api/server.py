@@ -1,6 +1,7 @@
 """Serving the applications in one event loop until somebody ends it."""
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -98,6 +99,8 @@ async def _serve(
         )
     ]
     looking.append(asyncio.create_task(_keep_models_certified(manager)))
+    gc.collect()
+    gc.freeze()  # what is loaded by now stays, and a look through it would hold up all requests for 80 ms
     # Both sockets listen already: whoever comes from now on is answered, a moment later at worst.
     url = home.announce(api)
     manager.announce(url if network is None else network.url)

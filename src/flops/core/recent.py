@@ -2,7 +2,7 @@
 
 import threading
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 from flops.core.clock import Clock
@@ -19,14 +19,18 @@ class Recent(Generic[Key, Value]):
 
     Args:
         kept_s: so long at most a change goes unseen that raised no version.
-        many: so many are kept, those that were used last.
+        most: so much is kept, of what was used last.
+        size: of a value, in the same unit; each counts as 1 without.
     """
 
-    def __init__(self, clock: Clock, *, kept_s: float, many: int) -> None:
+    def __init__(
+        self, clock: Clock, *, kept_s: float, most: int, size: Callable[[Value], int] = lambda _: 1
+    ) -> None:
         self._clock = clock
-        self._kept_s, self._many = kept_s, many
+        self._kept_s, self._most, self._size = kept_s, most, size
         self._lock = threading.Lock()
         self._values: OrderedDict[Key, tuple[Value, int, float]] = OrderedDict()
+        self._held = 0
 
     def get(self, key: Key, version: int = 0) -> Value | None:
         """None: it has to be looked up."""
@@ -40,7 +44,10 @@ class Recent(Generic[Key, Value]):
     def keep(self, key: Key, value: Value, version: int = 0) -> None:
         """Keep what was looked up, after the version was asked for."""
         with self._lock:
+            if key in self._values:
+                self._held -= self._size(self._values.pop(key)[0])
             self._values[key] = value, version, self._clock.monotonic() + self._kept_s
-            self._values.move_to_end(key)
-            while len(self._values) > self._many:
-                self._values.popitem(last=False)
+            self._held += self._size(value)
+            while self._held > self._most:
+                _, (oldest, _, _) = self._values.popitem(last=False)
+                self._held -= self._size(oldest)

@@ -101,7 +101,7 @@ class IdentityStore:
     def __init__(self, engine: sa.Engine, clock: Clock | None = None) -> None:
         self._engine = engine
         self._clock = clock or SystemClock()
-        self._recent: Recent[str, Any] = Recent(self._clock, kept_s=_KEPT_S, many=_MANY)
+        self._recent: Recent[str, Any] = Recent(self._clock, kept_s=_KEPT_S, most=_MANY)
         self._changes = count(1)
         self._version = 0
 

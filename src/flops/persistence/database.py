@@ -168,8 +168,9 @@ def writing(engine: sa.Engine, *, patient: bool = False) -> Iterator[sa.Connecti
         LeaseLostError: another manager has taken over; nothing was written.
     """
     assert _views.get(engine) is None, "what is written would not be seen by the view that is open"
-    options = {**_adapter(engine).WRITING, "writes": True, "patient": patient}
-    with _told(engine), engine.execution_options(**options).begin() as connection:
+    adapter = _adapter(engine)
+    options = {**adapter.WRITING, "writes": True, "patient": patient}
+    with _told(engine), adapter.turn(engine), engine.execution_options(**options).begin() as connection:
         yield connection
 
 

@@ -5,6 +5,7 @@ Writers queue up as on SQLite: each begins by taking one advisory lock, which en
 log holds the URL.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import psycopg
@@ -34,6 +35,11 @@ _AWAY = ("08", "25006", "42501", "53", "55P03", "57014", "57P", "58")
 # READ COMMITTED: what a writer reads once it has the lock is what the writer before it has committed.
 READING: dict[str, Any] = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
 WRITING: dict[str, Any] = {"isolation_level": "READ COMMITTED"}
+
+
+def turn(engine: sa.Engine) -> AbstractContextManager[None]:
+    """Of writers: the server has a queue of them."""
+    return nullcontext()
 
 
 def connect(url: str, **options: Any) -> sa.Engine:
