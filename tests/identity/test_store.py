@@ -1,12 +1,14 @@
 """Users and tokens on a real database."""
 
+from typing import NoReturn
+
 import pytest
 import sqlalchemy as sa
 
 from flops.core.clock import ManualClock
 from flops.core.errors import ConflictError, InvalidInputError, NotFoundError, UnauthorizedError
-from flops.identity import IdentityStore, Role
-from flops.persistence import metadata, reading
+from flops.identity import IdentityStore, Role, uses
+from flops.persistence import DatabaseAwayError, metadata, reading
 
 
 def test_the_first_user_is_an_admin_and_made_once(identity: IdentityStore) -> None:
@@ -27,9 +29,8 @@ def test_a_token_brings_its_user_in_until_it_is_revoked(identity: IdentityStore,
     assert caller.scopes == {"projects:read"}
     assert caller.token == token.id
     assert identity.token(token.id).last_used == clock.now()
-    assert identity.recent_caller(text) is None
-    assert identity.caller(text) == caller
     assert identity.recent_caller(text) == caller
+    assert identity.caller(text) == caller
     identity.revoke(token.id)
     revoked = identity.token(token.id).revoked
     clock.advance(5)
@@ -95,13 +96,42 @@ def test_a_recent_token_is_compared_all_the_same(identity: IdentityStore) -> Non
         identity.recent_caller(text[:-1] + ("A" if text[-1] != "A" else "B"))
 
 
-def test_a_tokens_last_use_is_noted_again_after_a_while(identity: IdentityStore, clock: ManualClock) -> None:
+def test_a_tokens_last_use_is_noted_again_after_a_while_and_written_soon(
+    identity: IdentityStore, engine: sa.Engine, clock: ManualClock
+) -> None:
     identity.ensure_admin()
     token, text = identity.add_token("admin", "test")
+    other = IdentityStore(engine, clock)
+    identity.caller(text)
+    assert identity.tokens("admin")[0].last_used == clock.now()
+    assert other.token(token.id).last_used is None
     for _ in range(40):
-        identity.caller(text)
         clock.advance(3)
+        identity.caller(text)
     assert clock.now() - (identity.token(token.id).last_used or 0) <= 63
+    assert clock.now() - (other.token(token.id).last_used or 0) <= 75
+    clock.advance(100)
+    identity.caller(text)
+    identity.close()
+    assert other.token(token.id).last_used == clock.now()
+
+
+def test_a_token_is_good_while_its_use_cannot_be_written(
+    identity: IdentityStore, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    identity.ensure_admin()
+    token, text = identity.add_token("admin", "test")
+
+    def away(engine: sa.Engine) -> NoReturn:
+        raise DatabaseAwayError("it is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(uses, "writing", away)
+        clock.advance(20)
+        identity.caller(text)
+        identity.close()
+    identity.close()
+    assert identity.token(token.id).last_used == clock.now()
 
 
 @pytest.mark.parametrize("change", [slice(0, -1), slice(1, None), slice(0, 20)])

@@ -21,12 +21,12 @@ from flops.core.errors import (
 from flops.core.recent import Recent
 from flops.identity import tables
 from flops.identity.roles import PERMISSIONS, Caller, Role, check_scopes
+from flops.identity.uses import Uses
 from flops.persistence import reading, writing
 
 _NAME = re.compile(r"[a-z0-9](?:[a-z0-9._@+-]{0,58}[a-z0-9])?")
 _MAX_TOKENS = 100
 _MAX_TEAMS = 50
-_NOTED_EVERY_S = 60.0
 _KEPT_S = 5.0
 """Tokens are not looked up again so soon; who changes the database past the store waits so long for it."""
 _MANY = 10_000
@@ -104,6 +104,7 @@ class IdentityStore:
         self._recent: Recent[str, Any] = Recent(self._clock, kept_s=_KEPT_S, most=_MANY)
         self._changes = count(1)
         self._version = 0
+        self._uses = Uses(engine, self._clock)
 
     @contextmanager
     def _changing(self) -> Iterator[sa.Connection]:
@@ -318,7 +319,7 @@ class IdentityStore:
         if user is not None:
             query = query.where(table.c.user == user)
         with reading(self._engine) as connection:
-            return [_to_token(row) for row in connection.execute(query)]
+            return [self._to_token(row) for row in connection.execute(query)]
 
     def token(self, number: str) -> Token:
         """Raises: NotFoundError: there is no such token."""
@@ -360,20 +361,19 @@ class IdentityStore:
         with reading(self._engine) as connection:
             row = connection.execute(query.where(table.c.id == number)).first()
         caller = self._proven(row, text)
-        if self._is_noted(row):
-            self._recent.keep(number, row, version)
-        else:
-            with writing(self._engine) as connection:
-                connection.execute(
-                    sa.update(table).where(table.c.id == number).values(last_used=self._clock.now())
-                )
+        self._recent.keep(number, row, version)
+        self._uses.write_if_due()
         return caller
 
     def recent_caller(self, text: str) -> Caller | None:
         """The same, where that takes no look into the database; None: it does."""
         number = texts.id_of(text, texts.USER)
         row = self._recent.get(number, self._version) if number is not None else None
-        return self._proven(row, text) if row is not None and self._is_noted(row) else None
+        return self._proven(row, text) if row is not None else None
+
+    def close(self) -> None:
+        """Write down what is only known here; see `Uses`."""
+        self._uses.write()
 
     def _proven(self, row: Any, text: str) -> Caller:
         # The secret first: whoever does not know it learns nothing about the token.
@@ -382,6 +382,7 @@ class IdentityStore:
         expired = row.expires is not None and self._clock.now() >= row.expires
         if row.revoked is not None or row.disabled or expired:
             raise _refused()
+        self._uses.note(row.id, row.last_used)
         return Caller(
             row.user,
             Role(row.role),
@@ -391,10 +392,6 @@ class IdentityStore:
             row.expires,
             row.signed_in,
         )
-
-    def _is_noted(self, row: Any) -> bool:
-        """Whether the token's last use stands in the database, as exactly as it is told."""
-        return row.last_used is not None and self._clock.now() - row.last_used < _NOTED_EVERY_S
 
     def _user(self, connection: sa.Connection, name: str) -> User | None:
         row = connection.execute(_USERS.where(tables.users.c.name == name)).first()
@@ -416,7 +413,20 @@ class IdentityStore:
         row = connection.execute(sa.select(tables.tokens).where(tables.tokens.c.id == number)).first()
         if row is None:
             raise NotFoundError(f"there is no token '{number[:20]}' - see 'flops token ls'")
-        return _to_token(row)
+        return self._to_token(row)
+
+    def _to_token(self, row: Any) -> Token:
+        return Token(
+            row.id,
+            row.user,
+            row.name,
+            frozenset(row.scopes) & PERMISSIONS,
+            row.created,
+            row.expires,
+            self._uses.last(row.id, row.last_used),
+            row.revoked,
+            row.signed_in,
+        )
 
 
 def _refused() -> UnauthorizedError:
@@ -453,17 +463,3 @@ def _teams(teams: Iterable[str]) -> frozenset[str]:
 
 def _to_user(row: Any) -> User:
     return User(row.name, Role(row.role), frozenset(row.teams), row.disabled, row.created, row.issuer)
-
-
-def _to_token(row: Any) -> Token:
-    return Token(
-        row.id,
-        row.user,
-        row.name,
-        frozenset(row.scopes) & PERMISSIONS,
-        row.created,
-        row.expires,
-        row.last_used,
-        row.revoked,
-        row.signed_in,
-    )

@@ -217,6 +217,7 @@ class Manager:
         self._results_thread.join()
         self._results.close()
         self._inference.close()
+        self.identity.close()
         self._orchestrator.close()
         self._programs.close()
         self._store.close()
