@@ -18,6 +18,7 @@ import sqlalchemy as sa
 
 from flops.api import Standby, serve
 from flops.core.errors import ConflictError, FlopsError, InvalidInputError
+from flops.core.memory import use_one_arena
 from flops.core.settings import Settings
 from flops.manager.databases import open_own_database
 from flops.manager.home import Home, claim_home
@@ -35,6 +36,7 @@ LOST_EXIT_CODE = 4
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a manager; answers the exit code."""
+    use_one_arena()
     try:
         settings = recall(_settings(arguments))
         home = claim_home(settings, shared=settings.database_url is not None)
