@@ -42,13 +42,20 @@ def test_threads_wait_for_their_turn_however_long_that_takes(engine: sa.Engine) 
     for thread in threads:
         thread.start()
     assert begun.wait(20)
-    time.sleep(0.5)  # longer than a writer of another program would be waited for
+    _until_they_wait(engine.get_execution_options()["turns"], 4)
     go_on.set()
     for thread in threads:
         thread.join(20)
     assert not failed
     with engine.connect() as connection:
         assert connection.exec_driver_sql("SELECT count(*) FROM t").scalar() == 5
+
+
+def _until_they_wait(turns: Turns, many: int) -> None:
+    deadline = time.monotonic() + 20
+    while len(turns._waiting) < many:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 def test_a_program_that_holds_the_file_is_waited_for_and_then_named(engine: sa.Engine) -> None:
@@ -77,10 +84,7 @@ def test_turns_go_by_the_order_of_asking() -> None:
         for number in range(20):
             threads.append(threading.Thread(target=take, args=(number,)))
             threads[-1].start()
-            deadline = time.monotonic() + 20
-            while len(turns._waiting) <= number:
-                assert time.monotonic() < deadline
-                time.sleep(0.001)
+            _until_they_wait(turns, number + 1)
     for thread in threads:
         thread.join(20)
     assert order == list(range(20))

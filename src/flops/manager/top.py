@@ -17,7 +17,7 @@ from flops.core.errors import FlopsError
 from flops.core.ids import ProjectId, ServiceName
 from flops.manager.rows import Project, Service
 from flops.manager.store import Store
-from flops.orchestration import Node, Orchestrator, ServiceStatus, ServiceUsage, consumed
+from flops.orchestration import Node, Orchestrator, ServiceStatus, ServiceUsage, consumed, rate
 
 log = logging.getLogger(__name__)
 
@@ -175,8 +175,8 @@ class Top:
                     sample.bytes.get(project.id, (0, 0)) for sample in (now, before)
                 )
                 line |= {"received_bytes": received, "sent_bytes": sent}
-                line["received_bytes_per_s"] = _rate(was_received, received, now.at - before.at)
-                line["sent_bytes_per_s"] = _rate(was_sent, sent, now.at - before.at)
+                line["received_bytes_per_s"] = rate(was_received, received, now.at - before.at)
+                line["sent_bytes_per_s"] = rate(was_sent, sent, now.at - before.at)
         return line
 
 
@@ -200,25 +200,14 @@ def _own(name: str, before: _Sample, now: _Sample, node: str) -> dict[str, Any]:
     }
     for key in ("memory_bytes", "threads", "received_bytes", "sent_bytes"):
         line[key] = getattr(used, key) if used is not None else None
-    cpu = _rate(was.cpu_s, used.cpu_s, taken_s) if used is not None and was is not None else None
+    cpu = rate(was.cpu_s, used.cpu_s, taken_s) if used is not None and was is not None else None
     line["cpu_percent"] = None if cpu is None else round(100 * cpu, 1)
     if used is not None and used.cpu_percent is not None:
         line["cpu_percent"] = used.cpu_percent
     for key in ("received_bytes", "sent_bytes"):
-        rate = _rate(getattr(was, key), getattr(used, key), taken_s) if used and was else None
-        line[f"{key}_per_s"] = rate
+        counted = getattr(was, key, None), getattr(used, key, None)
+        line[f"{key}_per_s"] = rate(*counted, taken_s)
     return line
-
-
-def _place(line: Mapping[str, Any]) -> tuple[bool, str, str]:
-    return line["project"] == OWN, line["project"], line["name"]
-
-
-def _rate(before: float | None, now: float | None, taken_s: float) -> float | None:
-    """None: it is not counted, or began anew in between."""
-    if before is None or now is None or taken_s <= 0 or now < before:
-        return None
-    return (now - before) / taken_s
 
 
 def _of_node(node: Node, lines: Iterable[Mapping[str, Any]]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 from flops.core.clock import Clock, SystemClock
 from flops.core.errors import FlopsError
 from flops.core.ids import ServiceName
-from flops.orchestration import Orchestrator, ServiceUsage
+from flops.orchestration import Orchestrator, ServiceUsage, rate
 
 _SHORTEST_S = 1.0
 """Between two looks: each is one pass over all processes."""
@@ -51,7 +51,5 @@ class Meter:
 
 def _percent(before: ServiceUsage | None, now: ServiceUsage, taken_s: float) -> float | None:
     """None: there was no look before, or the service began anew in between."""
-    was, used = before.cpu_s if before is not None else None, now.cpu_s
-    if was is None or used is None or used < was or taken_s <= 0:
-        return None
-    return round(100 * (used - was) / taken_s, 1)
+    cpu = rate(before.cpu_s, now.cpu_s, taken_s) if before is not None else None
+    return None if cpu is None else round(100 * cpu, 1)

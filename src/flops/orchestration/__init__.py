@@ -14,7 +14,7 @@ Promises of every adapter:
 - State changes reach watchers in order, from a thread of the adapter; no watcher is called under a lock.
 """
 
-from flops.orchestration.consumption import consumed
+from flops.orchestration.consumption import consumed, rate
 from flops.orchestration.fake import FakeOrchestrator
 from flops.orchestration.linux import step_aside
 from flops.orchestration.permitted import PermittedOrchestrator
@@ -53,5 +53,6 @@ __all__ = [
     "Volume",
     "consumed",
     "deploy_in_place",
+    "rate",
     "step_aside",
 ]

@@ -52,6 +52,13 @@ def consumed(leaders: Mapping[ServiceName, int]) -> list[ServiceUsage]:
     ]
 
 
+def rate(before: float | None, now: float | None, taken_s: float) -> float | None:
+    """Of a counter, a second; None: it is not counted, or began anew in between."""
+    if before is None or now is None or taken_s <= 0 or now < before:
+        return None
+    return (now - before) / taken_s
+
+
 def _owner(
     pid: int, processes: Mapping[int, _Process], names: Mapping[int, ServiceName]
 ) -> ServiceName | None:
