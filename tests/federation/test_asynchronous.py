@@ -236,9 +236,17 @@ def test_updates_that_are_too_stale_are_dropped_but_held_against_nobody(start: S
     steps = Steps(federation)
     stale = steps.learner("b", 1000.0)
     steps.wait_for("b", 1)
-    federation.learner("a", fit=_plus(1.0, 0.05))
+    answered = threading.Event()
+
+    def wait_after_three_rounds(parameters: list[Any], _: int) -> tuple[list[Any], int]:
+        if len(federation.reports("round.finished")) >= 3:
+            assert answered.wait(20)
+        return [p + 1.0 for p in parameters], 10
+
+    federation.learner("a", fit=wait_after_three_rounds)
     federation.wait_for("round.finished", 3)
-    steps.gates["b"].release()
+    steps.go("b")
+    answered.set()
     federation.result()
     steps.end()
     assert federation.reports("learner.ejected") == []
