@@ -130,7 +130,11 @@ async def use(
         most = [0]
         following = asyncio.create_task(follow_all(url, tokens[0], submitted, lags, most))
         watching = asyncio.create_task(person.watch(submitted[0])) if person is not None else None
-        busy = await read(readers, submitted, options.seconds, options.per_s)
+        busy, busy_limit, late = await asyncio.gather(
+            read(readers, submitted, options.seconds, options.per_s),
+            read(readers, submitted, options.seconds, options.per_s / 4, paths=["/v1/health"]),
+            own_lateness(options.seconds),
+        )
         await following
         took = time.perf_counter() - begun
         states = await states_of(readers[0], submitted)
@@ -159,7 +163,7 @@ async def use(
         "clients": CLIENTS,
         "requests_per_s": CLIENTS * options.per_s,
         "read_p99_s": idle["p99_s"],
-        "reads": {"idle": idle, "while_projects_run": busy},
+        "reads": {"idle": idle, "while_projects_run": {**busy, "limit": busy_limit, "clients_late": late}},
         "limit": {"what": "the same clients and /v1/health", **limit},
         "event_to_client_s": round(quantile(lags, 0.99), 4) if lags else None,
         "event_to_client_median_s": round(statistics.median(lags), 4) if lags else None,
@@ -318,6 +322,16 @@ async def states_of(client: httpx.AsyncClient, projects: list[str]) -> dict[str,
         str(one.get("id")): "finished" if one.get("state") == "finished" else f"{one.get('reason')}"
         for one in answers
     }
+
+
+async def own_lateness(seconds: float) -> dict[str, float]:
+    """How late the clients themselves get a processor."""
+    late = []
+    end = time.perf_counter() + seconds
+    while (begun := time.perf_counter()) < end:
+        await asyncio.sleep(0.05)
+        late.append(time.perf_counter() - begun - 0.05)
+    return {"p50_s": round(quantile(late, 0.5), 5), "p99_s": round(quantile(late, 0.99), 5)}
 
 
 def quantile(values: list[float], share: float) -> float:

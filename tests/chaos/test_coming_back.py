@@ -151,6 +151,14 @@ def test_a_killed_uv_is_told_from_one_that_failed() -> None:
     assert uv.start(["sh", "-c", "exit 9"], os.environ, 30.0).returncode == 9
 
 
+def test_uv_weighs_no_more_than_the_step_that_runs_it() -> None:
+    """The kernel shares processors among sessions (sched(7)): one of its own would step aside for nobody."""
+    finished = uv.start(["sh", "-c", "cut -d' ' -f5,6 /proc/$$/stat; echo $$"], os.environ, 30.0)
+    group, session, pid = finished.stdout.split()
+    assert int(session) == os.getsid(0)
+    assert group == pid  # and is ended with all that it started
+
+
 @pytest.mark.parametrize("kills", [2, 3])
 def test_a_step_under_which_a_process_is_killed_is_begun_again(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kills: int

@@ -52,6 +52,15 @@ def test_steps_leave_the_processors_to_the_manager(process: StepProcess, tmp_pat
     assert child.nice() == max(3, psutil.Process().nice())
 
 
+def test_steps_load_nothing_that_only_the_manager_needs() -> None:
+    """Each project has a process for its steps: a second of processor and 35 MB of memory each."""
+    code = "import flops.manager.steps, sys; print(*sys.modules)"
+    told = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True)
+    heavy = {"alembic", "fastapi", "flwr", "httpx", "mlflow", "numpy", "pyarrow", "sqlalchemy", "uvicorn"}
+    assert "pydantic" in told.stdout.split()
+    assert heavy & set(told.stdout.split()) == set()
+
+
 def test_any_other_error_is_told_with_its_name(process: StepProcess, tmp_path: Path) -> None:
     request = {"home": str(tmp_path), "project": "p-222222", "spec": {"repo": "/r"}}
     with pytest.raises(FailedError, match="step 'nonsense' failed: KeyError: 'nonsense'"):

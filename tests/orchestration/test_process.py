@@ -147,6 +147,42 @@ def test_service_that_steps_aside_does_so_with_all_of_its_session(
     assert orchestrator.logs(A).endswith("nice 19\n")
 
 
+# Starts sessions, lets them step aside, and waits until the kernel says that they do.
+ASIDE = """
+import os, subprocess, time
+from pathlib import Path
+from flops.orchestration.linux import step_aside
+sessions = [subprocess.Popen(["sleep", "60"], start_new_session=True) for _ in range(4)]
+def nice(pid):
+    group = Path(f"/proc/{pid}/autogroup")  # where the kernel groups sessions
+    return int(group.read_text().split()[-1]) if group.exists() else os.getpriority(os.PRIO_PROCESS, pid)
+try:
+    for session in sessions:
+        step_aside(session.pid, 19)
+    deadline = time.monotonic() + 20
+    while any(nice(session.pid) != 19 for session in sessions) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    print(*[nice(session.pid) for session in sessions])
+finally:
+    for session in sessions:
+        session.kill()
+        session.wait()
+"""
+
+
+def test_services_of_a_user_without_rights_step_aside_however_many_start_at_once() -> None:
+    without_rights = (
+        ["setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"] if os.geteuid() == 0 else []
+    )
+
+    told = subprocess.run(
+        [*without_rights, sys.executable, "-c", ASIDE], check=True, capture_output=True, text=True, timeout=60
+    )
+
+    # The kernel takes one of them in a tenth of a second.
+    assert told.stdout.split() == ["19"] * 4
+
+
 def test_secrets_in_specs_are_readable_by_the_owner_only(
     open_processes: OpenProcesses, tmp_path: Path
 ) -> None:

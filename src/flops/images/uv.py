@@ -90,7 +90,7 @@ def start(
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=dict(environment),
-            start_new_session=True,
+            process_group=0,  # a new session would have the weight of one that steps aside for nobody
             pass_fds=tuple(keep_open),
         )
     except OSError as error:

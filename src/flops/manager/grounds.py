@@ -21,11 +21,12 @@ from flops.core.spec import ProjectSpec
 from flops.federation import ReportTo
 from flops.federation.config import Tls
 from flops.manager.code_archive import code_of
+from flops.manager.image_steps import INITIAL_MODEL_FILE
 from flops.manager.joined import ASSIGNMENT
 from flops.manager.paths import ProjectPaths, read_or_make_token, write_private
 from flops.manager.ports import Ports, is_free
 from flops.manager.rows import Deployment, Learner, Service
-from flops.manager.states import AGGREGATOR_IMAGE, DATA, EXPORT_ENVIRONMENT, IMAGES
+from flops.manager.states import AGGREGATOR_IMAGE, DATA, EXPORT_ENVIRONMENT, IMAGES, ONNX
 from flops.orchestration import SECRETS, File, Node, Orchestrator, ServiceSpec, Volume
 from flops.orchestration.port import LOOPBACK
 from flops.serving.config import ServingConfig, ServingTls, serving_command
@@ -39,11 +40,10 @@ AGENT = "agent"
 WORKER = "worker"
 MODEL = "model"
 """Serves a trained model; outlives the training."""
-ONNX = "onnx"
-"""The kind of a deployment, and the file that says where its converted model is."""
 _PROGRAMS = {AGGREGATOR: "flops.federation.aggregator", AGENT: "flops.agent", MODEL: "flops.serving"}
-_NICE = {AGGREGATOR: 4, AGENT: 7, WORKER: 7}
-"""Training steps aside for the manager, for served models and for whoever else uses the machine."""
+_NICE = {AGGREGATOR: 10, AGENT: 12, WORKER: 12}
+"""Training steps aside for the manager, for served models and for whoever else uses the machine, all of whom
+twenty projects at once would otherwise leave a few percent of a processor."""
 _MODEL_RESTARTS = 1_000_000
 """A model is served for as long as its user wants it."""
 
@@ -52,8 +52,6 @@ RUNTIME_PYTHON = "/opt/flops/bin/python"
 USER_PYTHON = "/opt/user/bin/python"
 """The interpreter of the user's code in an image."""
 _CODE = "/code"
-INITIAL_MODEL_FILE = "/model/initial.safetensors"
-"""Where the image of an aggregator holds the model that training starts from."""
 _MODEL = "/model"
 _STATE = "/var/lib/flops"
 _SEAT = "/run/flops/seat"

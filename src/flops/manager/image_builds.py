@@ -10,11 +10,10 @@ from flops.core.errors import UnavailableError
 from flops.core.ids import ServiceName
 from flops.core.settings import Settings
 from flops.manager.ports import Ports, is_free
+from flops.manager.states import RUNTIME_IMAGE
 from flops.manager.support import OWNER
 from flops.orchestration import Orchestrator, ServiceSpec, deploy_in_place
 
-RUNTIME_IMAGE = "runtime-image"
-"""The step that builds the image of FLOps' own programs."""
 _REGISTRY = ServiceName("flops-registry")
 
 

@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Any
 from flops import __version__
 from flops.core.errors import InvalidInputError
 from flops.core.settings import Settings
-from flops.manager.grounds import INITIAL_MODEL_FILE
-from flops.manager.image_builds import RUNTIME_IMAGE
-from flops.manager.states import INITIAL_MODEL
+from flops.manager.states import INITIAL_MODEL, RUNTIME_IMAGE
 from flops.manager.step_process import Progress
 
 if TYPE_CHECKING:
@@ -25,6 +23,8 @@ if TYPE_CHECKING:
     from flops.images.layout import Layout
     from flops.manager.steps import Work
 
+INITIAL_MODEL_FILE = "/model/initial.safetensors"
+"""Where the image of an aggregator holds the model that training starts from."""
 _PROJECT = "io.flops.project"
 _SPEC = "io.flops.spec"
 _MODEL = "io.flops.model"

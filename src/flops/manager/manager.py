@@ -41,7 +41,7 @@ from flops.manager.choosing import OFFERS, Offers
 from flops.manager.code_archive import code_of
 from flops.manager.databases import open_own_database
 from flops.manager.figures import Figures
-from flops.manager.grounds import ONNX, Ground, ImageGround, ProgramGround, config_file
+from flops.manager.grounds import Ground, ImageGround, ProgramGround, config_file
 from flops.manager.image_builds import ImageBuilds
 from flops.manager.inference import Answer, Inference
 from flops.manager.joined import JoinedNodes
@@ -65,6 +65,7 @@ from flops.manager.states import (
     ENVIRONMENT,
     IMAGES,
     MODEL_IMAGE,
+    ONNX,
     PAUSABLE,
     REGISTER,
     RESTING,
@@ -90,7 +91,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREPARING_AT_ONCE = 4
-_NICE = 3
+_NICE = 9
 """Of projects' steps: they leave the processors to the manager, which is asked how far they are."""
 STOP_TIMEOUT_S = 15.0
 _DATA_CALLS_AT_ONCE = 2

@@ -20,7 +20,6 @@ from flops.core.settings import Settings
 from flops.core.spec import ClustersSpec, ProjectSpec, spec_from_mapping
 from flops.manager import choosing, clustering, image_steps
 from flops.manager.choosing import OFFERS
-from flops.manager.grounds import ONNX
 from flops.manager.paths import ProjectPaths, data_token_file
 from flops.manager.sources import SOURCES, Source, Sources
 from flops.manager.states import (
@@ -30,6 +29,7 @@ from flops.manager.states import (
     DATASET,
     IMAGES,
     MODEL_IMAGE,
+    ONNX,
     post_training_steps,
 )
 from flops.manager.step_process import Progress

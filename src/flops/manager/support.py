@@ -85,7 +85,7 @@ class Support:
             if self._data:
                 self._deploy(_DATA, "data", self._data_command())
             if recorder:
-                self._deploy(_RECORDER, "recorder", self._recorder_command())
+                self._deploy(_RECORDER, "recorder", self._recorder_command(), nice=5)
         if not self._data:
             return
         deadline = time.monotonic() + _READY_TIMEOUT_S
@@ -145,7 +145,7 @@ class Support:
             live = [status.name for status in self._orchestrator.list(OWNER) if status.live]
             self._orchestrator.stop_many(live, grace_s=3.0)
 
-    def _deploy(self, name: ServiceName, role: str, command: list[str]) -> None:
+    def _deploy(self, name: ServiceName, role: str, command: list[str], *, nice: int = 0) -> None:
         spec = ServiceSpec(
             name=name,
             command=tuple(command),
@@ -155,6 +155,7 @@ class Support:
             directory=self._settings.run_dir,
             restart="on-failure",
             max_restarts=1_000_000,  # they are needed for as long as the manager is
+            nice=nice,
         )
         deploy_in_place(self._orchestrator, spec)
 

@@ -17,9 +17,11 @@ import errno
 import fcntl
 import functools
 import os
+import random
 import select
 import signal
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ MARKER = "FLOPS_SERVICE"
 """Environment variable that every process of a service carries; user code must be handed it, too."""
 
 _MARKER_PREFIX = b"\0" + MARKER.encode() + b"="
+_GROUP_DEADLINE_S = 30.0
 _ZOMBIE = frozenset({"Z", "X", "x"})
 
 # linux/pidfd.h: _IOWR(PIDFS_IOCTL_MAGIC, 11, struct pidfd_info) in its first published size
@@ -48,14 +51,35 @@ def step_aside(leader: int, nice: int) -> None:
     """Let the processes of a new session leave the processors to others, like nice(1); a hint.
 
     The value of a process counts only against processes of its own session where the kernel groups those
-    (sched(7), "the autogroup feature"), so the session's group gets it as well.
+    (sched(7), "the autogroup feature"), so the session's group gets it as well. From a user without rights
+    the kernel takes one such value in a tenth of a second (EAGAIN), so the group's may come a little later.
     """
     if nice == 0:
         return
     with contextlib.suppress(OSError):  # it has ended, or the kernel has no such groups
         nice = max(nice, os.getpriority(os.PRIO_PROCESS, leader))
         os.setpriority(os.PRIO_PROCESS, leader, nice)
-        Path(f"/proc/{leader}/autogroup").write_text(str(nice))
+        try:
+            _set_group(leader, nice)
+        except BlockingIOError:
+            threading.Thread(target=_set_group_later, args=(Identity.of(leader), nice), daemon=True).start()
+
+
+def _set_group(leader: int, nice: int) -> None:
+    Path(f"/proc/{leader}/autogroup").write_text(str(nice))
+
+
+def _set_group_later(leader: "Identity | None", nice: int) -> None:
+    deadline = time.monotonic() + _GROUP_DEADLINE_S
+    while leader is not None and leader.exists() and time.monotonic() < deadline:
+        time.sleep(random.uniform(0.1, 0.3))  # noqa: S311 - others may wait, too
+        try:
+            _set_group(leader.pid, nice)
+        except BlockingIOError:
+            continue
+        except OSError:  # it has ended
+            pass
+        return
 
 
 @dataclass(frozen=True)

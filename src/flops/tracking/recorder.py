@@ -215,7 +215,6 @@ def main(arguments: list[str] | None = None) -> int:
     log_lines("recorder")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     os.umask(0o077)
-    os.nice(5)
     # Nothing has to be put in order: what is not shipped now is shipped by the next recorder.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(0))
 
