@@ -41,7 +41,7 @@ WORKER = "worker"
 MODEL = "model"
 """Serves a trained model; outlives the training."""
 _PROGRAMS = {AGGREGATOR: "flops.federation.aggregator", AGENT: "flops.agent", MODEL: "flops.serving"}
-_NICE = {AGGREGATOR: 10, AGENT: 12, WORKER: 12}
+_NICE = {AGGREGATOR: 11, AGENT: 13, WORKER: 13}
 """Training steps aside for the manager, for served models and for whoever else uses the machine, all of whom
 twenty projects at once would otherwise leave a few percent of a processor."""
 _MODEL_RESTARTS = 1_000_000

@@ -91,7 +91,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 PREPARING_AT_ONCE = 4
-_NICE = 9
+_NICE = 10
 """Of projects' steps: they leave the processors to the manager, which is asked how far they are."""
 STOP_TIMEOUT_S = 15.0
 _DATA_CALLS_AT_ONCE = 2
