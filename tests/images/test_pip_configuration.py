@@ -1,8 +1,11 @@
 """The user's pip configuration, as pip itself reads it and as uv is told."""
 
 import os
+import pty
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -119,6 +122,9 @@ def test_uv_is_told_everything_and_nothing_on_its_command_line_is_secret() -> No
         "UV_NO_CONFIG": "1",
         "UV_INDEX_STRATEGY": "unsafe-best-match",
         "NO_COLOR": "1",
+        "GIT_TERMINAL_PROMPT": "0",
+        "SSH_ASKPASS": "false",
+        "SSH_ASKPASS_REQUIRE": "force",
         "UV_DEFAULT_INDEX": "https://me:hush@one/simple",
         "UV_EXTRA_INDEX_URL": "https://two/simple https://three/simple",
         "UV_FIND_LINKS": "/wheels,/more",
@@ -128,6 +134,42 @@ def test_uv_is_told_everything_and_nothing_on_its_command_line_is_secret() -> No
         "HTTPS_PROXY": "http://proxy:1",
         "UV_HTTP_TIMEOUT": "7",
     }
+
+
+class _WhoAreYou(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(401)
+        self.send_header("WWW-Authenticate", 'Basic realm="private"')
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_private_requirement_fails_on_a_terminal_where_nobody_answers() -> None:
+    """What reads a terminal from the background is stopped by the kernel, and would be waited for."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _WhoAreYou) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        code = f"""
+from flops.images import uv
+from flops.images.pip_configuration import PipConfiguration
+command = ["git", "ls-remote", "http://127.0.0.1:{server.server_port}/private.git"]
+print(uv.start(command, PipConfiguration().uv_environment(), 20.0).returncode)
+"""
+        terminal, ours = pty.openpty()
+        try:
+            told = subprocess.run(
+                ["setsid", "--ctty", sys.executable, "-c", code],
+                stdin=ours,
+                capture_output=True,
+                text=True,
+                timeout=60,
+            )
+        finally:
+            os.close(terminal)
+            os.close(ours)
+            server.shutdown()
+    assert told.stdout == "128\n", told.stderr
 
 
 def test_fingerprint_follows_where_packages_come_from_and_not_how() -> None:

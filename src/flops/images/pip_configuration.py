@@ -117,6 +117,10 @@ class PipConfiguration:
             # As pip does: the best version of all indexes and folders, not the first index that has the name.
             UV_INDEX_STRATEGY="unsafe-best-match",
             NO_COLOR="1",
+            # Neither git nor ssh, which fetch requirements, asks anybody: nobody may be there to answer.
+            GIT_TERMINAL_PROMPT="0",
+            SSH_ASKPASS="false",
+            SSH_ASKPASS_REQUIRE="force",
         )
         if self.index_url:
             result["UV_DEFAULT_INDEX"] = self.index_url
