@@ -169,7 +169,7 @@ class Chaos:
             by_kind.setdefault(process.kind, []).append(process)
         # What was hit least comes first, so that few kills too reach every kind.
         hit = Counter(fault.target for fault in self._record.faults if fault.action == "kill")
-        weights = {kind: _WEIGHTS[kind] / (1 + hit[kind]) for kind in by_kind if kind in _WEIGHTS}
+        weights = {kind: _WEIGHTS[kind] / (1 + hit[kind]) ** 3 for kind in by_kind if kind in _WEIGHTS}
         if not weights or self._home.over(project):
             return
         victim = self._rng.choice(sorted(by_kind[self._choose(weights)], key=lambda one: one.pid))

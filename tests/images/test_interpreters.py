@@ -55,3 +55,16 @@ def test_own_interpreter_is_among_those_installed_and_none_is_a_shim() -> None:
     assert own_interpreter() == found[0]
     assert all(os.access(one.path, os.X_OK) and "shims" not in one.path.parts for one in found)
     assert len({one.version for one in found}) == len(found)
+
+
+def test_shims_of_another_users_pyenv_are_passed_over(tmp_path: Path) -> None:
+    """As with sudo, which may keep PATH and change HOME."""
+    shims = tmp_path / "pyenv" / "shims"
+    shims.mkdir(parents=True)
+    (tmp_path / "pyenv" / "versions").mkdir()
+    shim = shims / "python3"
+    asked = tmp_path / "asked"
+    shim.write_text(f'#!/bin/sh\ntouch {asked}\nexec {own_interpreter().path} "$@"\n')
+    shim.chmod(0o755)
+    assert installed_interpreters({"PATH": f"{shims}:/usr/bin:/bin", "HOME": str(tmp_path)})
+    assert not asked.exists()

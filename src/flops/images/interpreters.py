@@ -163,14 +163,16 @@ def _in_environment(interpreter: Interpreter) -> bool:
 
 
 def _with_pyenv(environment: Mapping[str, str]) -> str:
+    """PATH with what pyenv holds instead of its shims, which may be another user's (sudo keeps PATH)."""
     home = environment.get("HOME")
     configured = environment.get("PYENV_ROOT")
-    root = Path(configured) if configured else Path(home) / ".pyenv" if home else None
-    folders = [
-        folder
-        for folder in environment.get("PATH", os.defpath).split(os.pathsep)
-        if root is None or Path(folder) != root / "shims"
-    ]
-    if root is not None:
-        folders += [str(folder) for folder in sorted(root.glob("versions/*/bin"))]
-    return os.pathsep.join(folders)
+    roots = [Path(configured)] if configured else [Path(home) / ".pyenv"] if home else []
+    folders = []
+    for folder in environment.get("PATH", os.defpath).split(os.pathsep):
+        root = Path(folder).parent
+        if Path(folder).name == "shims" and (root in roots or (root / "versions").is_dir()):
+            roots.append(root)
+        else:
+            folders.append(folder)
+    versions = [folder for root in dict.fromkeys(roots) for folder in sorted(root.glob("versions/*/bin"))]
+    return os.pathsep.join([*folders, *map(str, versions)])
