@@ -280,12 +280,7 @@ async def read(
         await asyncio.gather(*asked)
 
     await asyncio.gather(*(go(client, number) for number, client in enumerate(clients)))
-    return {
-        "requests": len(took),
-        "p50_s": round(quantile(took, 0.5), 5),
-        "p99_s": round(quantile(took, 0.99), 5),
-        "max_s": round(max(took), 5),
-    }
+    return {"requests": len(took), **spread(took)}
 
 
 async def follow_all(url: str, token: str, projects: list[str], lags: list[float], most: list[int]) -> None:
@@ -331,7 +326,15 @@ async def own_lateness(seconds: float) -> dict[str, float]:
     while (begun := time.perf_counter()) < end:
         await asyncio.sleep(0.05)
         late.append(time.perf_counter() - begun - 0.05)
-    return {"p50_s": round(quantile(late, 0.5), 5), "p99_s": round(quantile(late, 0.99), 5)}
+    return spread(late)
+
+
+def spread(seconds: list[float]) -> dict[str, float]:
+    return {
+        "p50_s": round(quantile(seconds, 0.5), 5),
+        "p99_s": round(quantile(seconds, 0.99), 5),
+        "max_s": round(max(seconds), 5),
+    }
 
 
 def quantile(values: list[float], share: float) -> float:

@@ -4,8 +4,6 @@ import os
 import pty
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ import pytest
 from flops.core.errors import InvalidInputError
 from flops.images import PipConfiguration
 from flops.images.pip_configuration import configuration_files
+from tests.registries import scripted
 
 
 @pytest.fixture
@@ -136,24 +135,13 @@ def test_uv_is_told_everything_and_nothing_on_its_command_line_is_secret() -> No
     }
 
 
-class _WhoAreYou(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_response(401)
-        self.send_header("WWW-Authenticate", 'Basic realm="private"')
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 def test_a_private_requirement_fails_on_a_terminal_where_nobody_answers() -> None:
     """What reads a terminal from the background is stopped by the kernel, and would be waited for."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _WhoAreYou) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+    with scripted(lambda _: (401, {"WWW-Authenticate": 'Basic realm="private"'}, b"")) as host:
         code = f"""
 from flops.images import uv
 from flops.images.pip_configuration import PipConfiguration
-command = ["git", "ls-remote", "http://127.0.0.1:{server.server_port}/private.git"]
+command = ["git", "ls-remote", "http://{host}/private.git"]
 print(uv.start(command, PipConfiguration().uv_environment(), 20.0).returncode)
 """
         terminal, ours = pty.openpty()
@@ -168,7 +156,6 @@ print(uv.start(command, PipConfiguration().uv_environment(), 20.0).returncode)
         finally:
             os.close(terminal)
             os.close(ours)
-            server.shutdown()
     assert told.stdout == "128\n", told.stderr
 
 

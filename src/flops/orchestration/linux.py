@@ -71,8 +71,10 @@ def _set_group(leader: int, nice: int) -> None:
 
 def _set_group_later(leader: "Identity | None", nice: int) -> None:
     deadline = time.monotonic() + _GROUP_DEADLINE_S
-    while leader is not None and leader.exists() and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
         time.sleep(random.uniform(0.1, 0.3))  # noqa: S311 - others may wait, too
+        if leader is None or not leader.exists():
+            return
         try:
             _set_group(leader.pid, nice)
         except BlockingIOError:
